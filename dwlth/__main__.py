@@ -1,0 +1,177 @@
+"""The command line: `python -m dwlth plan|run|verdict|figures|inspect`."""
+
+import argparse
+import contextlib
+import math
+import os
+import sys
+import time
+import warnings
+from collections import Counter
+from concurrent.futures import BrokenExecutor
+from dataclasses import replace
+from functools import partial
+
+import pandas as pd
+import torch
+
+from dwlth import figures, files, grid, presets, verdict
+from dwlth.errors import DwlthError
+from dwlth.inspection import describe
+from dwlth.presets import Preset, Run
+from dwlth.results import Folder
+
+EPILOG = "Exit codes: 0 all done, 1 some runs failed, 2 bad input, 3 out of time (--minutes), 130 interrupted."
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns its exit code."""
+    warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
+    try:
+        args = _parser().parse_args(argv)
+        return args.command(args)
+    except (DwlthError, OSError) as error:
+        print(f"dwlth: error: {error}", file=sys.stderr)
+        return 2
+    except BrokenExecutor:
+        print("dwlth: a worker process died (out of memory?); the same command goes on from here", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("dwlth: interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("python -m dwlth", description=__doc__, epilog=EPILOG)
+    commands = parser.add_subparsers(required=True, metavar="plan|run|verdict|figures|inspect")
+    for name, command, help_ in (
+        ("plan", plan, "count the runs done and left, and estimate the time left"),
+        ("run", run, "do the runs left, then print the verdict and draw the figures"),
+        ("verdict", show_verdict, "the sparsest double-win tickets, from the table"),
+        ("figures", draw, "draw the figures from the table"),
+    ):
+        sub = commands.add_parser(name, help=help_, description=help_, epilog=EPILOG)
+        sub.set_defaults(command=command)
+        sub.add_argument("preset", help=", ".join(presets.PRESETS))
+        sub.add_argument("--results", default="results", help="folder of the results (default: %(default)s)")
+        sub.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="e.g. transfer.epochs=5")
+        if name in ("plan", "run"):
+            sub.add_argument("--seeds", type=int, help="number of seeds, from 0 (default: the preset's)")
+            sub.add_argument("--source", action="append", help="only this pre-training source")
+            sub.add_argument("--stage", action="append", help=f"only this stage: {', '.join(presets.STAGES)}")
+            sub.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+            sub.add_argument("--workers", type=int, help="processes (default: one per core, or one on a GPU)")
+        if name == "run":
+            sub.add_argument("--minutes", type=float, default=math.inf, help="stop cleanly after so long")
+        if name in ("run", "verdict", "figures"):
+            help_ = "points that a double-win ticket may lose (default: one standard error of the dense runs)"
+            sub.add_argument("--tolerance", type=float, help=help_)
+    sub = commands.add_parser("inspect", help="say what a file is", epilog=EPILOG)
+    sub.add_argument("file")
+    sub.set_defaults(command=lambda args: print(describe(args.file)) or 0)
+    return parser
+
+
+def _select(args) -> tuple[Preset, list[Run], Folder]:
+    preset = presets.get(args.preset).override(args.set)
+    if args.seeds is not None:
+        preset = replace(preset, seeds=args.seeds)
+    for kind, wanted, known in (("source", args.source, preset.pretrain), ("stage", args.stage, presets.STAGES)):
+        for name in wanted or ():
+            if name not in known:
+                raise DwlthError(f"unknown {kind} {name!r}: choose from {', '.join(known)}")
+    runs = [
+        run
+        for run in preset.grid()
+        if (not args.source or run.source in args.source) and (not args.stage or run.stage in args.stage)
+    ]
+    if args.workers is None:
+        args.workers = 1 if args.device.startswith("cuda") else _cores()
+    if args.workers < 1:
+        raise DwlthError(f"--workers {args.workers}: give 1 or more")
+    try:
+        torch.empty(0, device=args.device)
+    except (RuntimeError, AssertionError) as error:
+        raise DwlthError(f"--device {args.device}: {str(error).splitlines()[0]}") from None
+    return preset, runs, Folder(args.results, preset.name)
+
+
+def plan(args) -> int:
+    preset, runs, folder = _select(args)
+    todo = grid.left(preset, runs, folder)
+    torch.set_num_threads(_threads(args))
+    counts = pd.DataFrame({"done": Counter(r.stage for r in runs if r not in set(todo))}, index=presets.STAGES)
+    counts["left"] = pd.Series(Counter(r.stage for r in todo))
+    print(counts.fillna(0).astype(int).to_string())
+    seconds = grid.estimate(preset, todo, args.device) / args.workers
+    print(f"about {_duration(seconds)} left on this machine ({args.device}, {args.workers} at a time)")
+    return 0
+
+
+def run(args) -> int:
+    preset, runs, folder = _select(args)
+    if not args.minutes > 0:
+        raise DwlthError(f"--minutes {args.minutes:g}: give a number above 0")
+    deadline = time.time() + 60 * args.minutes
+    files.write_json(folder.path / "preset.json", presets.plain(preset))
+    todo = grid.left(preset, runs, folder)
+    work = partial(grid.execute, preset, folder, args.device, deadline, _command(args), args.workers == 1)
+    executor = None
+    with contextlib.ExitStack() as stack:
+        torch.set_num_threads(_threads(args))
+        if todo and args.workers > 1:
+            executor = stack.enter_context(grid.processes(args.workers, _threads(args)))
+        statuses = grid.run_grid(todo, work, executor, args.workers, deadline)
+    ends = Counter(statuses.values())
+    if todo:
+        print(", ".join(f"{count} runs {status}" for status, count in ends.items()))
+    for failed in (r for r in statuses if statuses[r] == "failed"):
+        print(f"failed: {failed}: see {folder.record(preset.run_id(failed))}", file=sys.stderr)
+    folder.collect()
+    with contextlib.suppress(verdict.NotYet):
+        show_verdict(args)
+    draw(args)
+    if ends["failed"]:
+        return 1
+    return 3 if ends["stopped"] else 0
+
+
+def show_verdict(args) -> int:
+    folder = Folder(args.results, presets.get(args.preset).override(args.set).name)
+    print(verdict.report(verdict.verdict(folder.collect(), args.tolerance), args.preset))
+    return 0
+
+
+def draw(args) -> int:
+    folder = Folder(args.results, presets.get(args.preset).override(args.set).name)
+    for path in figures.draw_all(folder.collect(), folder.figures, args.tolerance):
+        print(path)
+    return 0
+
+
+def _threads(args) -> int:
+    """Threads of each worker: the cores are shared out."""
+    return max(1, _cores() // args.workers)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _command(args) -> str:
+    """The command to put into records; without the folder, which may be a path of this machine."""
+    words = [f"python -m dwlth run {args.preset}"]
+    for name in ("seeds", "source", "stage", "set"):
+        value = getattr(args, name)
+        words += [f"--{name} {item}" for item in (value if isinstance(value, list) else [value]) if item is not None]
+    return " ".join(words)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} seconds"
+    return f"{seconds / 60:.1f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

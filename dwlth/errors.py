@@ -1,0 +1,8 @@
+"""The one error that is the user's to mend."""
+
+
+class DwlthError(ValueError):
+    """Bad input: the message names the file or argument, the value seen and what would be right.
+
+    The command line prints it as one line and exits with code 2.
+    """

@@ -1,0 +1,126 @@
+"""Figures, each from the table alone."""
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from dwlth.files import write
+from dwlth.verdict import CRITERIA, NotYet, verdict
+
+SOURCES = {
+    "standard": ("Standard", "#0072B2", "o", ""),
+    "fast_adversarial": ("Fast adversarial", "#E69F00", "s", (4, 1.5)),
+    "adversarial": ("Adversarial", "#009E73", "D", (1, 1)),
+}
+"""Name, colour (Okabe and Ito's, told apart by colour-blind readers), marker and dashes of each source, in the order
+of the legend: black-and-white print has the markers and dashes."""
+
+PANELS = CRITERIA | {"RA, standard transfer": ("standard", "ra")}
+
+
+def curves(table: pd.DataFrame, downstream: str, fraction: float, tolerance: float | None = None) -> Figure:
+    """SA and RA of the tickets against their sparsity, under both regimes, with a line per source: the mean over
+    seeds and a band of one standard error; dashed, the dense network; a star, the sparsest double-win ticket."""
+    runs = table[(table["stage"] == "transfer") & (table["method"] == "imp")]
+    runs = runs[(runs["downstream"] == downstream) & (runs["fraction"] == fraction)]
+    found = verdict(runs, tolerance).set_index("source")["round"]
+    figure, panels = plt.subplots(1, 4, figsize=(15, 3.9), layout="constrained")
+    for panel, (title, (regime, metric)) in zip(panels, PANELS.items()):
+        shown = runs[runs["regime"] == regime]
+        _lines(panel, shown, metric)
+        means = shown.groupby(["source", "round"])[metric].mean() * 100
+        for source, (_, colour, _, _) in SOURCES.items():
+            if (source, 0) in means:
+                panel.axhline(means[source, 0], color=colour, linestyle="--", linewidth=0.8, alpha=0.7)
+            if title in CRITERIA and source in found and (source, found[source]) in means:
+                panel.plot(found[source], means[source, found[source]], "*", markersize=17, color=colour, mec="black")
+        panel.set(title=title, ylabel=f"{metric.upper()} (%)")
+    figure.suptitle(f"Transfer to {downstream}, {fraction:.0%} of its training data")
+    return figure
+
+
+def pretraining(table: pd.DataFrame) -> Figure:
+    """SA and RA on the pre-training task after each round of IMP; the first point is the dense source."""
+    runs = table[table["stage"] == "imp"]
+    figure, panels = plt.subplots(1, 2, figsize=(9, 3.9), layout="constrained")
+    for panel, metric in zip(panels, ("sa", "ra")):
+        _lines(panel, runs, metric)
+        panel.set(title=f"{metric.upper()}, pre-training task", ylabel=f"{metric.upper()} (%)")
+    return figure
+
+
+def double_wins(table: pd.DataFrame, downstream: str, tolerance: float | None = None) -> Figure:
+    """The sparsity of the sparsest double-win ticket of each source, by the fraction of downstream data."""
+    found = verdict(table[table["downstream"] == downstream], tolerance)
+    figure, panel = plt.subplots(figsize=(5.5, 3.9), layout="constrained")
+    fractions = sorted(found["fraction"].unique(), reverse=True)
+    for shift, (source, (name, colour, marker, _)) in zip((-0.15, 0, 0.15), SOURCES.items()):
+        shown = found[found["source"] == source]
+        places = [fractions.index(fraction) + shift for fraction in shown["fraction"]]
+        panel.plot(places, shown["round"], marker, color=colour, markersize=9, mec="black", label=name)
+        panel.vlines(places, 0, shown["round"], color=colour, linewidth=1.5)
+    sparsity = table.groupby("round")["sparsity"].first()
+    panel.set(xlabel="Downstream training data", ylabel="Sparsity of the sparsest double-win ticket (%)")
+    panel.set_xticks(range(len(fractions)), [f"{fraction:.0%}" for fraction in fractions])
+    rounds = sorted(table[table["stage"] == "transfer"]["round"].unique())
+    panel.set_yticks(rounds, [f"{100 * sparsity[r]:.4g}" if r else "0 (dense)" for r in rounds])
+    panel.set_title(f"Double-win tickets on {downstream}")
+    panel.legend(title="Pre-training", fontsize="small")
+    return figure
+
+
+def draw_all(table: pd.DataFrame, folder: Path, tolerance: float | None = None) -> list[Path]:
+    """Draw every figure the table has the runs for, as PNG and PDF; returns the paths of the PNGs."""
+    transfers = table[table["stage"] == "transfer"]
+    drawn = {}
+    for downstream, runs in transfers.groupby("downstream"):
+        for fraction in sorted(runs["fraction"].unique(), reverse=True):
+            drawn[f"curves-{downstream}-{fraction:g}"] = lambda d=downstream, f=fraction: curves(table, d, f, tolerance)
+        drawn[f"double-wins-{downstream}"] = lambda d=downstream: double_wins(table, d, tolerance)
+    if (table["stage"] == "imp").any():
+        drawn["pretraining"] = lambda: pretraining(table)
+    paths = []
+    for name, draw in drawn.items():
+        try:
+            figure = draw()
+        except NotYet:
+            continue
+        paths.append(_save(figure, folder / f"{name}.png"))
+    return paths
+
+
+def _save(figure: Figure, path: Path) -> Path:
+    write(path, lambda beside: figure.savefig(beside, format="png", dpi=150))
+    undated = {"CreationDate": None}  # the same figure is the same file
+    write(path.with_suffix(".pdf"), lambda beside: figure.savefig(beside, format="pdf", metadata=undated))
+    plt.close(figure)
+    return path
+
+
+def _lines(panel: Axes, runs: pd.DataFrame, metric: str) -> None:
+    """A line per source of `metric` in percent against the IMP round, whose ticks say the sparsity in percent."""
+    sources = [source for source in SOURCES if source in set(runs["source"])]
+    style = {SOURCES[source][0]: SOURCES[source][1:] for source in sources}
+    sns.lineplot(
+        x=runs["round"],
+        y=100 * runs[metric],
+        hue=runs["source"].map(lambda source: SOURCES[source][0]).rename("Pre-training"),
+        style=runs["source"].map(lambda source: SOURCES[source][0]).rename("Pre-training"),
+        hue_order=list(style),
+        style_order=list(style),
+        palette={name: colour for name, (colour, _, _) in style.items()},
+        markers={name: marker for name, (_, marker, _) in style.items()},
+        dashes={name: dashes for name, (_, _, dashes) in style.items()},
+        errorbar="se",
+        ax=panel,
+    )
+    sparsity = runs.groupby("round")["sparsity"].first()
+    shown = sparsity if len(sparsity) < 10 else sparsity.iloc[::3]
+    panel.set_xticks(shown.index, [f"{100 * value:.4g}" for value in shown], rotation=45)
+    panel.set(xlabel="Sparsity (%)")
+    panel.grid(alpha=0.3)
+    panel.legend(title="Pre-training", fontsize="small")

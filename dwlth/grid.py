@@ -1,0 +1,215 @@
+"""The grid: which runs a preset asks for, which are done, what the rest will cost, and running them."""
+
+import math
+import multiprocessing
+import os
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Executor, ProcessPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cache, partial
+from multiprocessing.connection import wait as wait_for_process
+from pathlib import Path
+from statistics import median
+
+import torch
+from tqdm.auto import tqdm
+
+from dwlth import data, files, models, results
+from dwlth.attacks import Attack
+from dwlth.errors import DwlthError
+from dwlth.presets import Preset, Run
+from dwlth.results import Folder
+from dwlth.sources import pretrain
+from dwlth.tickets import imp_round
+from dwlth.training import OutOfTime, Recipe, TrainingFailed, evaluate, fit, read_checkpoint
+from dwlth.transfer import transfer
+
+STAGE = {"pretrain": pretrain, "imp": imp_round, "transfer": transfer}
+
+
+def available(preset: Preset, run: Run, folder: Folder) -> bool:
+    """Whether the file that later runs read from this one is on disk, and of this run. A file that cannot be read is
+    named in a warning and set aside."""
+    if run.stage == "transfer":
+        return True
+    path = folder.source(run) if run.stage == "pretrain" else folder.ticket(run, run.round + 1)
+    if not path.exists():
+        return False
+    try:
+        return files.read_about(path)["id"] == preset.run_id(run)
+    except DwlthError as error:
+        files.set_aside(path, error)
+        return False
+
+
+def left(preset: Preset, runs: Iterable[Run], folder: Folder) -> list[Run]:
+    """Those of `runs` (a selection of the preset's grid) that are not done, with the runs they need whose files are
+    missing, each after those it needs."""
+    done = folder.done()
+    wanted: set[Run] = set()
+    queue = [run for run in runs if preset.run_id(run) not in done]
+    while queue:
+        run = queue.pop()
+        if run not in wanted:
+            wanted.add(run)
+            queue += [need for need in run.needs() if not available(preset, need, folder)]
+    return [run for run in preset.grid() if run in wanted]
+
+
+def execute(
+    preset: Preset, folder: Folder, device: str, deadline: float, command: str, progress: bool, run: Run
+) -> str:
+    """Do one run and write its record; returns its status: `ok`, `failed` (training broke down; the record says
+    how) or `stopped` (at the deadline; the next call goes on from there)."""
+    id_ = preset.run_id(run)
+    checkpoint = folder.checkpoint(id_)
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    began = time.time() - _earlier_seconds(checkpoint)
+    status = "ok"
+    try:
+        result = STAGE[run.stage](
+            preset, run, folder, device, checkpoint=checkpoint, deadline=deadline, progress=progress
+        )
+    except OutOfTime:
+        return "stopped"
+    except TrainingFailed as error:
+        status, result = "failed", {"error": str(error)}
+    record = {"id": id_, "status": status, "config": preset.config(run), "result": result}
+    record["provenance"] = results.provenance(device, time.time() - began, command)
+    files.write_json(folder.record(id_), record)
+    checkpoint.unlink(missing_ok=True)
+    return status
+
+
+def _earlier_seconds(checkpoint: Path) -> float:
+    """Time that earlier, interrupted calls spent on a training; a checkpoint that cannot be read is set aside."""
+    try:
+        return sum(row["seconds"] for row in read_checkpoint(checkpoint)["history"]) if checkpoint.exists() else 0.0
+    except DwlthError as error:
+        files.set_aside(checkpoint, error)
+        return 0.0
+
+
+def run_grid(
+    runs: list[Run],
+    work: Callable[[Run], str],
+    executor: Executor | None = None,
+    slots: int = 1,
+    deadline: float = math.inf,
+    progress: bool = True,
+) -> dict[Run, str]:
+    """Do `runs` (each listed after those it needs) with `work`, which returns a status; returns the statuses.
+
+    With an executor of `concurrent.futures`, up to `slots` runs are under way at a time, the earliest in the list
+    first; without one, they are done here, one by one. A run is `blocked` if one it needs did not end `ok`.
+    """
+    listed = set(runs)
+    status: dict[Run, str] = {}
+    pending, under_way = list(runs), {}
+    with tqdm(total=len(runs), unit="run", disable=not progress) as bar:
+        while pending or under_way:
+            for run in list(pending):
+                ends = [status.get(need) for need in run.needs() if need in listed]
+                if "failed" in ends or "blocked" in ends:
+                    status[run] = "blocked"
+                elif "stopped" in ends or time.time() > deadline:
+                    status[run] = "stopped"
+                elif len(under_way) < slots and all(ends):
+                    bar.set_description(str(run))
+                    if executor is None:
+                        status[run] = work(run)
+                        bar.update()
+                    else:
+                        under_way[executor.submit(work, run)] = run
+                else:
+                    continue
+                pending.remove(run)
+            for future in wait(under_way, return_when=FIRST_COMPLETED).done if under_way else ():
+                status[under_way.pop(future)] = future.result()
+                bar.update()
+    return status
+
+
+@contextmanager
+def processes(workers: int, threads: int) -> Iterator[ProcessPoolExecutor]:
+    """A pool of worker processes with so many threads each. They end with the block, at once if it is left by an
+    exception, and with this process, however it ends."""
+    context = multiprocessing.get_context("spawn")
+    executor = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(threads,))
+    try:
+        yield executor
+    except BaseException:
+        for child in multiprocessing.active_children():
+            child.terminate()
+        raise
+    finally:
+        executor.shutdown(cancel_futures=True)
+
+
+def _start_worker(threads: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # die at once and quietly; the next call goes on
+    torch.set_num_threads(threads)
+    warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
+    parent = multiprocessing.parent_process().sentinel
+    threading.Thread(target=lambda: (wait_for_process([parent]), os._exit(1)), daemon=True).start()
+
+
+def estimate(preset: Preset, runs: list[Run], device: str) -> float:
+    """Seconds that `runs` would take one after another, from a few timed steps of each kind on this machine."""
+    tasks = cache(lambda name: data.load(name).to(device))
+    step = cache(partial(_step_seconds, preset, device))
+    test = cache(partial(_test_seconds, preset, device))
+
+    def cost(run: Run) -> float:
+        task = tasks(run.downstream or preset.upstream)
+        tests = 2 if run.stage == "transfer" else 1
+        seconds = tests * len(task.test) * test(task, preset.evaluation)
+        if run.stage == "imp" and run.round == 0:
+            return seconds
+        stage = getattr(preset, run.stage)
+        recipe = stage[run.regime or run.source]
+        n_train = round(run.fraction * len(task.train))
+        batches = max(1, round(n_train / recipe.batch_size))
+        seconds += recipe.epochs * batches * step(task, recipe, min(n_train, recipe.batch_size))
+        validations = sum(map(recipe.validates, range(recipe.epochs)))
+        return seconds + validations * len(task.val) * test(task, recipe.validation)
+
+    return sum(map(cost, runs))
+
+
+def _step_seconds(preset: Preset, device: str, task: data.Dataset, recipe: Recipe, size: int) -> float:
+    """Time of one training step with `size` images, the median of three."""
+    recipe = replace(recipe, epochs=4, validate_every=4, validation=Attack())
+
+    def timed(n: int) -> float:
+        model = models.build(preset.network, task.classes, task.mean, task.std, seed=0).to(device)
+        images = task.train.take(list(range(n)))
+        return median(row["seconds"] for row in fit(model, recipe, images, images, seed=0).history[:3])
+
+    return _scaled(timed, size)
+
+
+def _test_seconds(preset: Preset, device: str, task: data.Dataset, attack: Attack) -> float:
+    """Time of one image's evaluation."""
+    model = models.build(preset.network, task.classes, task.mean, task.std, seed=0).to(device)
+
+    def timed(n: int) -> float:
+        began = time.time()
+        evaluate(model, task.test.take(list(range(n))), attack, seed=0)
+        return time.time() - began
+
+    size = min(len(task.test), 512)
+    timed(2)
+    return _scaled(timed, size) / size
+
+
+def _scaled(timed: Callable[[int], float], size: int) -> float:
+    """`timed(size)`, or where that would take long its extrapolation from a few images."""
+    few = min(size, 4)
+    seconds = timed(few) * size / few
+    return seconds if seconds > 5 else timed(size)

@@ -1,0 +1,46 @@
+"""Saying what a file is."""
+
+from pathlib import Path
+
+from dwlth import results
+from dwlth.errors import DwlthError
+from dwlth.files import read_about
+from dwlth.presets import Run
+from dwlth.tickets import load
+
+
+def describe(file: str | Path) -> str:
+    """One paragraph about a source, a ticket, a record or a table.
+
+    Raises:
+        DwlthError: if the file is missing, truncated or none of these.
+    """
+    path = Path(file)
+    if not path.is_file():
+        raise DwlthError(f"{path}: no such file")
+    if path.suffix == ".safetensors":
+        about = read_about(path)
+        if about["kind"] == "ticket":
+            mask, about = load(path)
+            return (
+                f"{path}: ticket {about['round']} of the {about['source']} source, seed {about['seed']}, by "
+                f"{about['method']} (preset {about['preset']}, run {about['id']}): keeps {mask.kept:,} of "
+                f"{mask.total:,} convolution weights in {len(mask)} layers, a sparsity of {mask.sparsity:.2%}; "
+                f"belongs to the weights {about['belongs_to']}."
+            )
+        return (
+            f"{path}: the {about['source']} pre-training source, seed {about['seed']} (preset {about['preset']}, run "
+            f"{about['id']}): a {about['network']} for the {about['classes']} classes of {about['task']}, with SA "
+            f"{about['sa']:.2%} and RA {about['ra']:.2%} on its test set."
+        )
+    if path.suffix == ".json":
+        record = results.read_record(path)
+        run = Run(**{key: record["config"][key] for key in Run.__dataclass_fields__})
+        result = record["result"]
+        said = f"SA {result['sa']:.2%}, RA {result['ra']:.2%}" if record["status"] == "ok" else result["error"]
+        return f"{path}: record of run {record['id']}, {run}: {record['status']}, {said}."
+    if path.suffix == ".csv":
+        table = results.read_table(path)
+        stages = ", ".join(f"{count} {stage}" for stage, count in table["stage"].value_counts().items())
+        return f"{path}: a table of {len(table)} finished runs ({stages}), {table['seed'].nunique()} seeds."
+    raise DwlthError(f"{path}: not a source or ticket (.safetensors), record (.json) or table (.csv)")

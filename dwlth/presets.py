@@ -1,0 +1,251 @@
+"""Every number of an experiment: presets, the runs they ask for, and what identifies a run."""
+
+import ast
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass, replace
+from typing import Any
+
+from dwlth.attacks import Attack
+from dwlth.errors import DwlthError
+from dwlth.training import Recipe
+
+SOURCES = ("standard", "fast_adversarial", "adversarial")
+STAGES = ("pretrain", "imp", "transfer")
+METHODS = ("imp", "oneshot", "random")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One unit of work, and one record.
+
+    `pretrain` trains a source. `imp` trains ticket `round` of a source on the pre-training task, measures it, and
+    prunes it to ticket `round + 1`; round 0 is the dense source itself, pruned as it is. `transfer` trains ticket
+    `round` on a downstream task; round 0 is the dense network.
+    """
+
+    stage: str
+    source: str
+    seed: int
+    round: int = 0
+    method: str = "imp"
+    downstream: str = ""
+    regime: str = ""
+    fraction: float = 1.0
+
+    def needs(self) -> list["Run"]:
+        """The runs whose files this one reads."""
+        if self.stage == "pretrain":
+            return []
+        source = Run("pretrain", self.source, self.seed)
+        if self.method == "imp" and self.round > 0:
+            return [source, Run("imp", self.source, self.seed, self.round - 1)]
+        return [source]
+
+    def __str__(self) -> str:
+        words = [self.stage, self.source]
+        if self.stage == "transfer":
+            words += ["to", self.downstream, self.regime, f"{self.fraction:.0%}", self.method]
+        if self.stage != "pretrain":
+            words += [f"round {self.round}"]
+        return " ".join([*words, f"seed {self.seed}"])
+
+
+@dataclass(frozen=True)
+class Preset:
+    """An experiment: what is trained, how, and how much of it."""
+
+    name: str
+    network: str
+    """A name in `dwlth.models.NETWORKS`."""
+    upstream: str
+    """The dataset of the pre-training task, a name in `dwlth.data.DATASETS`."""
+    pretrain: dict[str, Recipe]
+    """By source. RA on the pre-training task is measured under `evaluation` too."""
+    imp: dict[str, Recipe]
+    """By source: the training of one round of iterative magnitude pruning."""
+    transfer: dict[str, Recipe]
+    """By regime, `standard` and `adversarial`."""
+    evaluation: Attack
+    """The attack behind every RA that is reported."""
+    prune_rate: float = 0.2
+    """Fraction of the surviving weights that each round prunes (paper)."""
+
+    # What follows says how much is run, and identifies no run: a grid can be widened and keeps what it has.
+    downstream: tuple[str, ...] = ()
+    rounds: tuple[int, ...] = (0,)
+    """Tickets that are transferred; 0 is the dense network, and IMP goes on to the largest. The paper's last, 19, has
+    a sparsity of 1 - 0.8^19 = 98.56 %."""
+    fractions: tuple[float, ...] = (1.0, 0.1, 0.01)
+    """Parts of the downstream training data (paper)."""
+    methods: tuple[str, ...] = ("imp",)
+    seeds: int = 1
+
+    def __post_init__(self):
+        if not 0 < self.prune_rate < 1:
+            raise DwlthError(f"prune_rate is {self.prune_rate}: give a fraction above 0 and below 1")
+        if self.seeds < 1:
+            raise DwlthError(f"seeds is {self.seeds}: give 1 or more")
+        for method in self.methods:
+            if method not in METHODS:
+                raise DwlthError(f"unknown method {method!r}: choose from {', '.join(METHODS)}")
+        for fraction in self.fractions:
+            if not 0 < fraction <= 1:
+                raise DwlthError(f"fractions holds {fraction}: give numbers above 0 and at most 1")
+        for round_ in self.rounds:
+            if round_ < 0:
+                raise DwlthError(f"rounds holds {round_}: give 0 (the dense network) or more")
+
+    def grid(self) -> list[Run]:
+        """All runs, each after those it needs."""
+        seeds = range(self.seeds)
+        runs = [Run("pretrain", source, seed) for seed in seeds for source in self.pretrain]
+        runs += [
+            Run("imp", source, seed, round_)
+            for round_ in range(max(self.rounds))
+            for seed in seeds
+            for source in self.pretrain
+        ]
+        runs += [
+            Run("transfer", source, seed, round_, method, downstream, regime, fraction)
+            for method in self.methods
+            for fraction in self.fractions
+            for regime in reversed(self.transfer)  # the long runs first
+            for round_ in self.rounds
+            for seed in seeds
+            for source in self.pretrain
+            for downstream in self.downstream
+            if method == "imp" or round_ > 0  # the dense network is the same for every method
+        ]
+        return runs
+
+    def config(self, run: Run) -> dict[str, Any]:
+        """All that determines the result of a run, as plain JSON values."""
+        config = dataclasses.asdict(run) | {"network": self.network, "upstream": self.upstream}
+        config["pretrain"] = self.pretrain[run.source]
+        if run.stage == "imp" or run.round > 0:
+            config["prune_rate"] = self.prune_rate
+        if run.stage == "imp" or (run.round > 0 and run.method == "imp"):
+            config["imp"] = self.imp[run.source]
+        if run.stage == "transfer":
+            config["transfer"] = self.transfer[run.regime]
+        config["evaluation"] = self.evaluation
+        return plain(config)
+
+    def run_id(self, run: Run) -> str:
+        """12 hex digits: the hash of the whole configuration of the run."""
+        text = json.dumps(self.config(run), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    def override(self, settings: list[str]) -> "Preset":
+        """This preset with settings like `transfer.epochs=5` (every recipe of that stage), `imp.adversarial.lr=0.1`
+        or `fractions=1.0,0.1`. Where a setting changes what a run is, the name gets a suffix, so that results of
+        different settings lie in different folders.
+
+        Raises:
+            DwlthError: for a name that does not exist or a value of the wrong kind.
+        """
+        preset = self
+        for setting in settings:
+            path, equals, text = setting.partition("=")
+            if not equals:
+                raise DwlthError(f"--set {setting}: write it as name=value")
+            preset = _set(preset, path.split("."), text, setting)
+        changed, own = preset._identity(), self._identity()
+        if changed != own:
+            digest = hashlib.sha256(changed.encode()).hexdigest()[:6]
+            preset = replace(preset, name=f"{self.name}-{digest}")
+        return preset
+
+    def _identity(self) -> str:
+        extent = ("name", "downstream", "rounds", "fractions", "methods", "seeds")
+        return json.dumps({key: value for key, value in plain(self).items() if key not in extent})
+
+
+def plain(value: Any) -> Any:
+    """Dataclasses and tuples as plain dicts and lists, as JSON has them."""
+    if dataclasses.is_dataclass(value):
+        value = dataclasses.asdict(value)
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    return value
+
+
+def _set(target: Any, path: list[str], text: str, setting: str) -> Any:
+    """A copy of a dataclass, dict or value with what lies at `path` replaced by the value in `text`."""
+    names = list(target) if isinstance(target, dict) else []
+    if dataclasses.is_dataclass(target):
+        names = [f.name for f in dataclasses.fields(target) if f.name != "name"]
+    if not path:
+        if names:
+            raise DwlthError(f"--set {setting}: this is a group: go on with .{' or .'.join(names)}")
+        return _value(target, text, setting)
+    key, *rest = path
+    if isinstance(target, dict):
+        if key in target:
+            return target | {key: _set(target[key], rest, text, setting)}
+        return {name: _set(item, path, text, setting) for name, item in target.items()}
+    if key not in names:
+        raise DwlthError(f"--set {setting}: no setting {key!r}: choose from {', '.join(names)}")
+    return replace(target, **{key: _set(getattr(target, key), rest, text, setting)})
+
+
+def _value(old: Any, text: str, setting: str) -> Any:
+    """`text` read as a value of the kind of `old`."""
+    if isinstance(old, str):
+        return text
+    if isinstance(old, tuple):
+        one = old[0] if old else 0
+        return tuple(_value(one, part, setting) for part in text.strip("(),").split(","))
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = None
+    if isinstance(old, float) and type(value) is int:
+        value = float(value)
+    if type(value) is not type(old):
+        raise DwlthError(f"--set {setting}: {text!r} is no {type(old).__name__}")
+    return value
+
+
+def _digits() -> Preset:
+    eps, step = 0.2, 0.05  # a quarter of eps, as the paper's 2/255 of 8/255
+    pgd20 = Attack(eps, step, 20)
+    attacks = {
+        "standard": Attack(),
+        "fast_adversarial": Attack(eps, 1.25 * eps, 1, bn="train"),  # step 1.25 eps: Wong et al., 2020
+        "adversarial": Attack(eps, step, 10, bn="train"),  # PGD-10, in train mode as the reference code
+    }
+    base = Recipe(epochs=8, batch_size=32, lr=0.1, schedule="cosine", validation=pgd20, validate_every=4)
+    rewound = replace(base, epochs=3, validate_every=3, lr=0.02, schedule="constant", validation=Attack())
+    return Preset(
+        name="digits",
+        network="small_resnet",
+        upstream="digits0-4",
+        pretrain={source: replace(base, attack=attack) for source, attack in attacks.items()},
+        imp={source: replace(rewound, attack=attack) for source, attack in attacks.items()},
+        transfer={regime: replace(base, attack=attacks[regime]) for regime in ("standard", "adversarial")},
+        evaluation=pgd20,
+        downstream=("digits5-9",),
+        rounds=(0, 4, 8, 11, 14, 17, 19),
+        seeds=2,
+    )
+
+
+PRESETS = {"digits": _digits()}
+"""`digits`: a small ResNet from handwritten digits 0-4 to 5-9, minutes on 2 CPU cores. All its numbers but those marked
+are our choice, by experiment (README, "Why these numbers")."""
+
+
+def get(name: str) -> Preset:
+    """The preset of that name.
+
+    Raises:
+        DwlthError: for a name that is not in `PRESETS`.
+    """
+    if name not in PRESETS:
+        raise DwlthError(f"unknown preset {name!r}: choose from {', '.join(PRESETS)}")
+    return PRESETS[name]

@@ -1,0 +1,165 @@
+"""Results on disk: where each file lies, the record of a run, and the table made of the records."""
+
+import contextlib
+import json
+import platform
+import subprocess
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+import torchvision
+
+import dwlth
+from dwlth.errors import DwlthError
+from dwlth.files import set_aside, write
+from dwlth.presets import Run
+
+KEY = ["stage", "source", "method", "downstream", "regime", "fraction", "round", "seed"]
+"""Columns that tell the rows of a preset's table apart, and their order."""
+
+
+class Folder:
+    """The results of one preset, `ROOT/PRESET/`:
+
+    - `sources/SOURCE-sSEED.safetensors`: the weights of a pre-trained network
+    - `tickets/SOURCE-imp-sSEED/ROUND.safetensors`: a mask, packed to bits
+    - `runs/ID.json`: the record of a finished (or failed) run
+    - `checkpoints/ID.pt`: a training under way
+    - `table.csv`: a row per finished run; all that the verdict and the figures read
+    - `preset.json`: every number of the preset
+    - `figures/`
+    """
+
+    def __init__(self, root: str | Path, preset: str):
+        self.path = Path(root) / preset
+        self.table = self.path / "table.csv"
+        self.figures = self.path / "figures"
+
+    def source(self, run: Run) -> Path:
+        return self.path / "sources" / f"{run.source}-s{run.seed}.safetensors"
+
+    def ticket(self, run: Run, round_: int) -> Path:
+        return self.path / "tickets" / f"{run.source}-imp-s{run.seed}" / f"{round_:02d}.safetensors"
+
+    def record(self, id_: str) -> Path:
+        return self.path / "runs" / f"{id_}.json"
+
+    def checkpoint(self, id_: str) -> Path:
+        return self.path / "checkpoints" / f"{id_}.pt"
+
+    def records(self) -> list[dict[str, Any]]:
+        """All readable records, oldest first; one that is no record is named in a warning and set aside."""
+        found = []
+        for path in sorted((self.path / "runs").glob("*.json"), key=lambda path: path.stat().st_mtime_ns):
+            try:
+                found.append(read_record(path))
+            except DwlthError as error:
+                set_aside(path, error)
+        return found
+
+    def done(self) -> set[str]:
+        """The ids of the runs that are finished: those with a record, and those in the table."""
+        ids = {record["id"] for record in self.records() if record["status"] == "ok"}
+        return ids | set(read_table(self.table)["id"]) if self.table.exists() else ids
+
+    def collect(self) -> pd.DataFrame:
+        """Add the finished records to `table.csv` and return it. A newer row takes the place of an older one for the
+        same run, also of one with other settings (an older preset's); rows whose records are elsewhere stay."""
+        rows = pd.DataFrame([_row(record) for record in self.records() if record["status"] == "ok"])
+        if self.table.exists():
+            rows = pd.concat([read_table(self.table), rows], ignore_index=True).drop_duplicates(KEY, keep="last")
+        if not len(rows):
+            raise DwlthError(f"{self.path}: no finished run yet; `python -m dwlth run` makes them")
+        rows = rows.sort_values(KEY, kind="stable").reset_index(drop=True)
+        write(self.table, lambda path: rows.to_csv(path, index=False, lineterminator="\n", float_format="%.10g"))
+        return read_table(self.table)
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """The record in a file.
+
+    Raises:
+        DwlthError: if it is none.
+    """
+    try:
+        record = json.loads(path.read_text())
+    except (ValueError, UnicodeDecodeError) as error:
+        raise DwlthError(f"{path}: not a record of a run (truncated?): {error}") from None
+    if not isinstance(record, dict) or record.keys() != {"id", "status", "config", "result", "provenance"}:
+        raise DwlthError(f"{path}: JSON, but not a record of a run")
+    return record
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """A table of results: a row per finished run. SA and RA are fractions in [0, 1]; `sa` and `ra` are those of the
+    network that the verdict looks at (see `dwlth.transfer`), `sa_best_ra` is the SA of the network with the best
+    validation RA, and so on. Empty text columns are empty strings.
+
+    Raises:
+        DwlthError: if the file is missing or no such table.
+    """
+    if not path.exists():
+        raise DwlthError(f"{path}: no results here yet; `python -m dwlth run` makes them")
+    if not path.read_bytes().endswith(b"\n"):
+        raise DwlthError(f"{path}: not a table of results, or a truncated one: it does not end with a whole line")
+    try:
+        table = pd.read_csv(path)
+    except (ValueError, UnicodeDecodeError) as error:
+        raise DwlthError(f"{path}: not a table of results: {error}") from None
+    missing = [column for column in ["id", *KEY, "sparsity", "sa", "ra"] if column not in table]
+    if missing:
+        raise DwlthError(f"{path}: not a table of results: no column {missing[0]!r}")
+    text = ["downstream", "regime"]
+    return table.astype({column: object for column in text}).fillna({column: "" for column in text})
+
+
+def _row(record: dict[str, Any]) -> dict[str, Any]:
+    config, result = record["config"], record["result"]
+    row = {"id": record["id"]} | {column: config[column] for column in KEY}
+    row |= {key: result[key] for key in ("sparsity", "n_train", "sa", "ra")}
+    for best in ("best_sa", "best_ra"):
+        values = result.get(best) or {}
+        for key in ("epoch", "val_sa", "val_ra", "sa", "ra"):
+            row[f"{key}_{best}"] = values.get(key)
+    return row | record["provenance"]
+
+
+def provenance(device: str, seconds: float, command: str) -> dict[str, Any]:
+    """Where a result comes from: wall time, hardware, versions, commit and command."""
+    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else _cpu()
+    return {
+        "seconds": round(seconds, 3),
+        "device": name,
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "dwlth": dwlth.__version__,
+        "commit": _commit(),
+        "command": command,
+    }
+
+
+@cache
+def _cpu() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+@cache
+def _commit() -> str:
+    """The commit of the checkout this package runs from, with a + where it has changes; empty outside a checkout."""
+    here = Path(__file__).resolve().parents[1]
+    if not (here / ".git").exists():
+        return ""
+
+    def git(*args: str) -> str:
+        return subprocess.run(["git", "-C", here, *args], capture_output=True, text=True).stdout.strip()
+
+    return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "--", "dwlth") else "")

@@ -1,0 +1,89 @@
+"""Tickets: the masks of a source, by iterative magnitude pruning (IMP) with rewinding, one-shot or at random."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dwlth import data, masks, sources
+from dwlth.errors import DwlthError
+from dwlth.files import read_tensors, write_tensors
+from dwlth.masks import Mask
+from dwlth.models import Classifier
+from dwlth.presets import Preset, Run
+from dwlth.results import Folder
+from dwlth.training import evaluate, fit, stream
+
+
+def imp_round(preset: Preset, run: Run, folder: Folder, device: str, **training) -> dict[str, Any]:
+    """One round of IMP. The network starts at the pre-trained weights, batch-norm statistics and head (it is
+    rewound), is masked with ticket `run.round`, trained on the pre-training task, measured on its test set, and
+    pruned to ticket `run.round + 1`, which is saved. Round 0 trains nothing: the first prune is that of the source,
+    so ticket k has sparsity 1 - 0.8^k (paper). `training` goes to `dwlth.training.fit`."""
+    task = data.load(preset.upstream).to(device)
+    model = sources.load(preset, run, folder, device)
+    belongs_to = masks.fingerprint(model.net)
+    mask = find(preset, run, folder, model)
+    seed = stream(run.seed, "imp", run.round)
+    history = []
+    if run.round > 0:
+        recipe = preset.imp[run.source]
+        history = fit(model, recipe, task.train, task.val, seed=seed, mask=mask, **training).history
+    sa, ra = evaluate(model, task.test, preset.evaluation, seed)
+    ticket = masks.prune(mask, masks.magnitude(model.net), preset.prune_rate)
+    save(
+        folder.ticket(run, run.round + 1),
+        ticket,
+        id=preset.run_id(run),
+        preset=preset.name,
+        source=run.source,
+        method="imp",
+        seed=run.seed,
+        round=run.round + 1,
+        belongs_to=belongs_to,
+    )
+    return {"sa": sa, "ra": ra, "sparsity": mask.sparsity, "n_train": len(task.train), "history": history}
+
+
+def find(preset: Preset, run: Run, folder: Folder, source: Classifier) -> Mask:
+    """The ticket of a run on its source's weights, on the CPU: read from disk if it is IMP's, made here if not.
+
+    Raises:
+        DwlthError: if the file is no ticket, or a ticket of other weights.
+    """
+    mask = masks.dense(source.net)
+    if run.round == 0:
+        return mask
+    if run.method == "imp":
+        path = folder.ticket(run, run.round)
+        mask, about = load(path)
+        found = masks.fingerprint(source.net)
+        if about["belongs_to"] != found:
+            raise DwlthError(f"{path}: a ticket of the weights {about['belongs_to']}, but these are {found}")
+        return mask
+    scores = masks.magnitude(source.net) if run.method == "oneshot" else masks.random(source.net, run.seed)
+    for _ in range(run.round):  # in steps, so that the counts are exactly those of IMP
+        mask = masks.prune(mask, scores, preset.prune_rate)
+    return mask
+
+
+def save(path: Path, mask: Mask, **about: Any) -> None:
+    """A ticket on disk: one bit per weight, packed, with its shapes, its sparsity and what it belongs to."""
+    packed = {name: torch.from_numpy(np.packbits(tensor.numpy(force=True))) for name, tensor in mask.items()}
+    shapes = {name: list(tensor.shape) for name, tensor in mask.items()}
+    write_tensors(path, packed, kind="ticket", shapes=shapes, sparsity=mask.sparsity, **about)
+
+
+def load(path: Path) -> tuple[Mask, dict[str, Any]]:
+    """The mask in a ticket's file, and what its header says.
+
+    Raises:
+        DwlthError: if there is no such file, or it is no ticket.
+    """
+    packed, about = read_tensors(path, "ticket")
+    bits = {
+        name: torch.from_numpy(np.unpackbits(packed[name].numpy(), count=int(np.prod(shape)))).bool().view(shape)
+        for name, shape in about["shapes"].items()
+    }
+    return Mask(bits), about

@@ -1,0 +1,46 @@
+"""Transfer: a ticket, alone, trained on a downstream task."""
+
+from typing import Any
+
+from dwlth import data, models, sources, tickets
+from dwlth.models import Classifier
+from dwlth.presets import Preset, Run
+from dwlth.results import Folder
+from dwlth.training import evaluate, fit, stream
+
+
+def start(preset: Preset, run: Run, folder: Folder, task: data.Dataset, device: str) -> tuple[Classifier, tickets.Mask]:
+    """The network a transfer starts from, and its mask: the pre-trained weights and batch-norm statistics, a new
+    head for the task, and the task's own normalisation."""
+    source = sources.load(preset, run, folder, device)
+    mask = tickets.find(preset, run, folder, source)
+    model = models.build(preset.network, task.classes, task.mean, task.std, stream(run.seed, "head")).to(device)
+    head = {name: tensor for name, tensor in model.net.state_dict().items() if name.startswith("fc.")}
+    model.net.load_state_dict(source.net.state_dict() | head)
+    return model, mask
+
+
+def transfer(preset: Preset, run: Run, folder: Folder, device: str, **training) -> dict[str, Any]:
+    """Train a ticket on its downstream task, and test the networks with the best validation SA and RA, each for SA
+    and for RA. The headline `sa` and `ra` are those of one network: the best-SA one under standard training, the
+    best-RA one under adversarial training (our choice; the paper does not say). `training` goes to
+    `dwlth.training.fit`."""
+    task = data.load(run.downstream).to(device)
+    model, mask = start(preset, run, folder, task, device)
+    indices = data.balanced_subset(task.train.labels, run.fraction, run.seed)
+    seed = stream(run.seed, "transfer")
+    train = task.train.take(indices)
+    result = fit(model, preset.transfer[run.regime], train, task.val, seed=seed, mask=mask, **training)
+
+    tested: dict[int, tuple] = {}  # the two are often the same network
+    best = {}
+    for metric, kept in result.best.items():
+        state = kept.pop("state")
+        if kept["epoch"] not in tested:
+            model.net.load_state_dict(state)
+            tested[kept["epoch"]] = evaluate(model, task.test, preset.evaluation, seed)
+        sa, ra = tested[kept["epoch"]]
+        best[f"best_{metric}"] = kept | {"sa": sa, "ra": ra}
+    headline = best.get("best_ra" if run.regime == "adversarial" else "best_sa", best["best_sa"])
+    record = {"sa": headline["sa"], "ra": headline["ra"], "sparsity": mask.sparsity, "n_train": len(train), **best}
+    return record | {"indices": indices if len(train) < len(task.train) else "all", "history": result.history}

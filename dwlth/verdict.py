@@ -1,0 +1,104 @@
+"""The verdict: which is the sparsest double-win ticket of each source?"""
+
+from pathlib import Path
+
+import pandas as pd
+
+from dwlth.errors import DwlthError
+from dwlth.presets import SOURCES
+
+
+class NotYet(DwlthError):
+    """The runs that a verdict needs are not all there."""
+
+
+CRITERIA = {
+    "SA, standard transfer": ("standard", "sa"),
+    "SA, adversarial transfer": ("adversarial", "sa"),
+    "RA, adversarial transfer": ("adversarial", "ra"),
+}
+"""What a double-win ticket keeps: its name, the regime and the column of the table."""
+
+PAPER = Path(__file__).resolve().parents[1] / "results" / "paper.csv"
+
+
+def verdict(table: pd.DataFrame, tolerance: float | None = None, method: str = "imp") -> pd.DataFrame:
+    """The sparsest double-win ticket per source, downstream task and fraction of the data.
+
+    A ticket is double-win if its mean over the seeds is, for each of the three `CRITERIA`, no lower than the dense
+    network's mean minus the tolerance. Only rounds that have runs for all three are looked at.
+
+    Args:
+        table: of `dwlth.results.read_table`.
+        tolerance: in points (percent), the same for all three; by default one standard error of the dense runs of
+            that criterion, which is 0 for a single seed (our choice; the paper's tolerance is not known).
+
+    Returns:
+        A row for each source, downstream task and fraction: `seeds` (of the dense runs); `round` and `sparsity` (a
+        fraction) of the sparsest double-win ticket, 0 if only the dense network is; `fails_at_round`,
+        `fails_at_sparsity` and `fails_by`, the first round that is not double-win and the criteria it misses, empty
+        if there is none; and the largest `tolerance` that was used, in points.
+
+    Raises:
+        DwlthError: for a negative tolerance.
+        NotYet: if no source has dense runs under both regimes.
+    """
+    if tolerance is not None and not tolerance >= 0:
+        raise DwlthError(f"tolerance is {tolerance}: give points of accuracy, 0 or more")
+    runs = table[(table["stage"] == "transfer") & ((table["method"] == method) | (table["round"] == 0))]
+    rows = []
+    keys = ["downstream", "fraction", "source"]
+    for key, group in sorted(runs.groupby(keys), key=lambda item: (item[0][0], -item[0][1], SOURCES.index(item[0][2]))):
+        values = pd.DataFrame(
+            {
+                name: group[group["regime"] == regime].groupby("round")[column].agg(list)
+                for name, (regime, column) in CRITERIA.items()
+            }
+        ).dropna()
+        if 0 not in values.index:
+            continue
+        dense = values.loc[0].map(pd.Series)
+        slack = dense.map(pd.Series.sem).fillna(0.0) if tolerance is None else dense.map(lambda _: tolerance / 100)
+        floor = dense.map(pd.Series.mean) - slack - 1e-12  # against rounding where they are equal
+        missed = values.map(lambda seeds: pd.Series(seeds).mean()).lt(floor, axis="columns")
+        wins = missed.index[~missed.any(axis=1)]
+        fails = missed.index[missed.any(axis=1)]
+        sparsity = group.groupby("round")["sparsity"].first()
+        rows.append(
+            dict(zip(keys, key))
+            | {"seeds": len(dense.iloc[0]), "round": wins.max(), "sparsity": sparsity[wins.max()]}
+            | {
+                "fails_at_round": fails.min() if len(fails) else pd.NA,
+                "fails_at_sparsity": sparsity[fails.min()] if len(fails) else pd.NA,
+                "fails_by": "; ".join(missed.columns[missed.loc[fails.min()]]) if len(fails) else "",
+                "tolerance": 100 * slack.max(),
+            }
+        )
+    if not rows:
+        raise NotYet(
+            "no verdict yet: no source has dense transfers under both regimes; `python -m dwlth run` makes them"
+        )
+    return pd.DataFrame(rows)
+
+
+def report(found: pd.DataFrame, preset: str) -> str:
+    """The verdict as text, beside the paper's numbers."""
+    table = pd.DataFrame(
+        {
+            "data": found["fraction"].map("{:.0%}".format),
+            "source": found["source"],
+            "seeds": found["seeds"],
+            "sparsest double-win": found["sparsity"].map("{:.2%}".format) + found["round"].map(" (round {})".format),
+            "first fails at": found["fails_at_sparsity"].map(lambda s: "" if pd.isna(s) else f"{s:.2%}"),
+            "by": found["fails_by"],
+        }
+    )
+    lines = [f"Sparsest double-win tickets, preset {preset} (each within its tolerance of the dense network)"]
+    for task, group in table.groupby(found["downstream"], sort=False):
+        lines += ["", f"to {task}", group.to_string(index=False, justify="left")]
+    if PAPER.exists():
+        paper = pd.read_csv(PAPER)
+        paper["sparsity"] = paper["sparsity"].map("{:.2%}".format) + paper["round"].map(" (round {})".format)
+        lines += ["", "The paper's, another scale of experiment (ResNet-50, ImageNet, 100 % of the data)"]
+        lines += [paper.pivot(index="source", columns="downstream", values="sparsity").loc[list(SOURCES)].to_string()]
+    return "\n".join(lines)

@@ -1,0 +1,84 @@
+from dataclasses import replace
+
+import pytest
+
+from dwlth import presets
+from dwlth.errors import DwlthError
+from dwlth.presets import Run
+
+DIGITS = presets.get("digits")
+TRANSFER = Run("transfer", "standard", 0, 4, downstream="digits5-9", regime="adversarial", fraction=0.1)
+
+
+def test_the_grid_of_digits():
+    runs = DIGITS.grid()
+    assert len(runs) == len(set(runs)) == 2 * 3 * (1 + 19 + 7 * 2 * 3)
+    place = {run: i for i, run in enumerate(runs)}
+    assert all(place[need] < place[run] for run in runs for need in run.needs())
+
+
+def test_ids_are_of_the_whole_configuration():
+    ids = {DIGITS.run_id(run) for run in DIGITS.grid()}
+    assert len(ids) == len(DIGITS.grid())
+    id_ = DIGITS.run_id(TRANSFER)
+    for setting in (
+        "transfer.adversarial.lr=0.2",
+        "transfer.adversarial.attack.eps=0.1",
+        "imp.standard.epochs=1",
+        "pretrain.weight_decay=0.1",
+        "evaluation.steps=50",
+        "prune_rate=0.3",
+        "network=other",
+    ):
+        assert DIGITS.override([setting]).run_id(TRANSFER) != id_, setting
+
+
+def test_ids_hold_nothing_else():
+    """What a run does not depend on leaves its id alone, so a grid can be widened."""
+    for setting in ("seeds=7", "fractions=0.1", "rounds=0,4", "transfer.standard.lr=1.0", "imp.adversarial.epochs=9"):
+        assert DIGITS.override([setting]).run_id(TRANSFER) == DIGITS.run_id(TRANSFER), setting
+    dense = replace(TRANSFER, round=0)
+    assert DIGITS.override(["imp.epochs=9"]).run_id(dense) == DIGITS.run_id(dense)
+
+
+def test_settings_reach_every_recipe_or_one():
+    both = DIGITS.override(["transfer.epochs=5"])
+    assert {recipe.epochs for recipe in both.transfer.values()} == {5}
+    one = DIGITS.override(["transfer.adversarial.attack.steps=3", "fractions=0.5,0.1", "imp.lr=1"])
+    assert one.transfer["adversarial"].attack.steps == 3 and one.transfer["standard"].attack.steps == 0
+    assert one.fractions == (0.5, 0.1) and one.imp["standard"].lr == 1.0
+
+
+def test_settings_that_change_the_runs_change_the_folder():
+    assert DIGITS.override(["seeds=3", "rounds=0,4"]).name == "digits"
+    one, two = DIGITS.override(["transfer.epochs=5"]).name, DIGITS.override(["transfer.epochs=6"]).name
+    assert len({"digits", one, two}) == 3 and one.startswith("digits-")
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("transfer.epochs", "write it as name=value"),
+        ("transfer.epoch=3", "no setting 'epoch'.*epochs"),
+        ("transfer=3", "a group: go on with .standard or .adversarial"),
+        ("transfer.standard=3", "a group: go on with .epochs"),
+        ("transfer.epochs=many", "'many' is no int"),
+        ("transfer.epochs=0", "epochs is 0"),
+        ("transfer.epochs.more=1", "no setting 'more'"),
+        ("evaluation.eps=-0.1", "eps"),
+        ("prune_rate=-0.2", "prune_rate is -0.2"),
+        ("fractions=0.0", "fractions holds 0.0"),
+        ("rounds=0,-1", "rounds holds -1"),
+        ("methods=best", "unknown method 'best'.*oneshot"),
+        ("seeds=0", "seeds is 0"),
+        ("name=x", "no setting 'name'"),
+    ],
+)
+def test_refuses_bad_settings(setting, message):
+    with pytest.raises(DwlthError, match=message):
+        DIGITS.override([setting])
+
+
+def test_refuses_an_unknown_preset():
+    with pytest.raises(DwlthError, match="unknown preset 'imagenet'.*digits"):
+        presets.get("imagenet")

@@ -1,0 +1,193 @@
+import math
+import time
+
+import pytest
+import torch
+
+from dwlth import masks, models, training
+from dwlth.attacks import Attack
+from dwlth.errors import DwlthError
+from dwlth.training import OutOfTime, Recipe, TrainingFailed, evaluate, fit
+
+STANDARD = Recipe(epochs=3, batch_size=32, lr=0.1, schedule="cosine")
+ADVERSARIAL = Recipe(
+    epochs=2, batch_size=64, lr=0.1, attack=Attack(0.2, 0.1, 2, bn="train"), validation=Attack(0.2, 0.1, 2)
+)
+RECIPES = pytest.mark.parametrize("recipe", [STANDARD, ADVERSARIAL], ids=["standard", "adversarial"])
+
+
+def state(model):
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def same(one, two):
+    return all(torch.equal(one[name], two[name]) for name in one)
+
+
+def science(history):
+    """The rows without their timings."""
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in history]
+
+
+@RECIPES
+def test_learns(model, task, recipe):
+    before, _ = evaluate(model, task.test, Attack(), seed=0)
+    history = fit(model, recipe, task.train, task.val, seed=0).history
+    after, _ = evaluate(model, task.test, Attack(), seed=0)
+    assert after > max(before, 0.7)
+    assert history[-1]["loss"] < history[0]["loss"]
+
+
+@RECIPES
+def test_the_seed_decides_the_result(model, task, recipe):
+    start = state(model)
+    results = []
+    for seed in (0, 0, 1):
+        model.load_state_dict(start)
+        history = fit(model, recipe, task.train, task.val, seed=seed).history
+        results.append((state(model), science(history)))
+    (one, rows), (two, rows_again), (other, _) = results
+    assert rows == rows_again
+    assert same(one, two) and not same(one, other)
+
+
+@RECIPES
+def test_masked_weights_are_exactly_zero_after_training(model, task, recipe):
+    mask = masks.prune(masks.dense(model.net), masks.magnitude(model.net), 0.8)
+    fit(model, recipe, task.train, task.val, seed=0, mask=mask)
+    for name, weight in masks.prunable(model.net).items():
+        kept = mask[name].to(weight.device)
+        assert (weight[~kept] == 0).all()
+        assert (weight[kept] != 0).all()
+
+
+def test_one_epoch_equals_a_loop_written_out(model, task):
+    """Momentum, weight decay, the order of the batches and the mask, against plain arithmetic."""
+    recipe = Recipe(epochs=1, batch_size=64, lr=0.05, momentum=0.9, weight_decay=0.01)
+    mask = masks.prune(masks.dense(model.net), masks.magnitude(model.net), 0.5)
+    start = state(model)
+    fit(model, recipe, task.train, task.val, seed=3, mask=mask)
+    ours = state(model)
+
+    model.load_state_dict(start)
+    device = task.train.labels.device
+    order = torch.randperm(
+        len(task.train),
+        generator=torch.Generator(device).manual_seed(training.stream(3, "train", 0)),
+        device=device,
+    )
+    parameters = dict(model.net.named_parameters())
+    velocity = {name: torch.zeros_like(p) for name, p in parameters.items()}
+    keep = {name: mask[name].to(p) if name in mask else 1.0 for name, p in parameters.items()}
+    model.train()
+    for start_ in range(0, len(order), 64):
+        index = order[start_ : start_ + 64]
+        with torch.no_grad():
+            for name, p in parameters.items():
+                p.mul_(keep[name])
+        logits = model(task.train.images[index].float() / 255)
+        loss = -logits.log_softmax(1).gather(1, task.train.labels[index, None]).mean()
+        gradients = torch.autograd.grad(loss, list(parameters.values()))
+        with torch.no_grad():
+            for (name, p), gradient in zip(parameters.items(), gradients):
+                velocity[name] = 0.9 * velocity[name] + gradient + 0.01 * p
+                p.sub_(0.05 * velocity[name]).mul_(keep[name])
+    for name, tensor in state(model).items():
+        torch.testing.assert_close(ours[name], tensor, atol=1e-5, rtol=1e-4)
+
+
+@RECIPES
+def test_resumes_bit_for_bit(model, task, recipe, tmp_path, monkeypatch):
+    start, checkpoint = state(model), tmp_path / "run.pt"
+    straight = fit(model, recipe, task.train, task.val, seed=0)
+    end = state(model)
+
+    model.load_state_dict(start)
+    with pytest.raises(OutOfTime):
+        fit(model, recipe, task.train, task.val, seed=0, checkpoint=checkpoint, deadline=time.time())
+    assert checkpoint.exists()
+    for tensor in model.parameters():  # nothing of the interrupted training survives but the file
+        tensor.data.normal_()
+    resumed = fit(model, recipe, task.train, task.val, seed=0, checkpoint=checkpoint)
+    assert same(end, state(model))
+    assert science(resumed.history) == science(straight.history)
+    for metric, best in straight.best.items():
+        assert best["epoch"] == resumed.best[metric]["epoch"]
+        assert same(best["state"], resumed.best[metric]["state"])
+
+
+def test_keeps_the_networks_with_the_best_validation_values(model, task):
+    recipe = Recipe(epochs=4, batch_size=32, lr=0.3, validation=Attack(0.2, 0.1, 2))
+    result = fit(model, recipe, task.train, task.val, seed=0)
+    for metric in ("sa", "ra"):
+        values = [row[f"val_{metric}"] for row in result.history]
+        best = result.best[metric]
+        assert best["epoch"] == values.index(max(values))
+        model.net.load_state_dict(best["state"])
+        attack, seed = recipe.validation, training.stream(0, "validate", best["epoch"])
+        sa, ra = evaluate(model, task.val, attack, seed)
+        assert (sa, ra) == (best["val_sa"], best["val_ra"])
+
+
+def test_evaluation_is_the_accuracy_of_the_model_itself(model, task):
+    """Folding batch norm changes nothing that is measured, nor the model."""
+    fit(model, STANDARD, task.train, task.val, seed=0)
+    attack, before = Attack(0.1, 0.02, 5), state(model)
+    model.train()
+    sa, ra = evaluate(model, task.test, attack, seed=0)
+    assert model.training and same(before, state(model))
+    model.eval()
+    x, y = next(task.test.batches(len(task.test)))
+    generator = torch.Generator(x.device).manual_seed(training.stream(0, "evaluate"))
+    assert sa == pytest.approx((model(x).argmax(1) == y).float().mean().item(), abs=1e-6)
+    expected = (model(attack(model, x, y, generator)).argmax(1) == y).float().mean().item()
+    assert ra == pytest.approx(expected, abs=2.5 / len(y))  # rounding may turn a borderline image
+    assert evaluate(model, task.test, Attack(), seed=0) == (sa, None)
+
+
+def test_a_loss_that_is_not_finite_stops_the_training(model, task):
+    with pytest.raises(TrainingFailed, match="nan.*epoch"):
+        fit(model, Recipe(epochs=3, batch_size=32, lr=1e30), task.train, task.val, seed=0)
+
+
+def test_schedules():
+    step = Recipe(epochs=150, batch_size=64, lr=1e-3, schedule="step", milestones=(50, 100))
+    assert [step.lr_at(epoch) for epoch in (0, 49, 50, 99, 100, 149)] == pytest.approx(
+        [1e-3, 1e-3, 1e-4, 1e-4, 1e-5, 1e-5]
+    )
+    cosine = Recipe(epochs=80, batch_size=128, lr=0.01, schedule="cosine")
+    reference = torch.optim.SGD([torch.zeros(1, requires_grad=True)], 0.01)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(reference, 80)
+    for epoch in range(80):
+        assert cosine.lr_at(epoch) == pytest.approx(reference.param_groups[0]["lr"], abs=1e-12)
+        reference.step()
+        scheduler.step()
+    assert Recipe(epochs=5, batch_size=1, lr=0.3).lr_at(4) == 0.3
+
+
+def test_seeds_for_each_use_differ():
+    seeds = {training.stream(seed, name, n) for seed in range(3) for name in ("train", "validate") for n in range(9)}
+    assert len(seeds) == 54 and all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_a_seed_gives_one_network_and_leaves_the_global_generator_alone(task):
+    build = lambda seed: state(models.build("small_resnet", 5, task.mean, task.std, seed))
+    torch.manual_seed(0)
+    expected = torch.rand(1)
+    torch.manual_seed(0)
+    assert same(build(0), build(0)) and not same(build(0), build(1))
+    assert torch.rand(1) == expected
+
+
+@pytest.mark.parametrize("bad", [{"epochs": 0}, {"batch_size": 0}, {"lr": -0.1}, {"lr": math.nan}, {"schedule": "up"}])
+def test_refuses_bad_settings(bad):
+    with pytest.raises(DwlthError, match="recipe"):
+        Recipe(**({"epochs": 1, "batch_size": 1, "lr": 0.1} | bad))
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", "torch"], ids=["empty", "foreign", "other tensors"])
+def test_refuses_a_bad_checkpoint(model, task, tmp_path, content):
+    path = tmp_path / "run.pt"
+    torch.save({"a": 1}, path) if content == "torch" else path.write_bytes(content)
+    with pytest.raises(DwlthError, match="run.pt: not (a|the) checkpoint"):
+        fit(model, STANDARD, task.train, task.val, seed=0, checkpoint=path)
