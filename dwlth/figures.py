@@ -39,7 +39,13 @@ def curves(table: pd.DataFrame, downstream: str, fraction: float, tolerance: flo
             if title in CRITERIA and source in found and (source, found[source]) in means:
                 panel.plot(found[source], means[source, found[source]], "*", markersize=17, color=colour, mec="black")
         panel.set(title=title, ylabel=f"{metric.upper()} (%)")
-    figure.suptitle(f"Transfer to {downstream}, {fraction:.0%} of its training data")
+    for panel in panels[1:]:
+        panel.get_legend().remove()
+    figure.suptitle(
+        f"Tickets transferred to {downstream} with {fraction:.0%} of its training data "
+        "(dashed: dense network, star: sparsest double-win ticket, band: one standard error)",
+        fontsize="medium",
+    )
     return figure
 
 
@@ -68,6 +74,7 @@ def double_wins(table: pd.DataFrame, downstream: str, tolerance: float | None = 
     panel.set_xticks(range(len(fractions)), [f"{fraction:.0%}" for fraction in fractions])
     rounds = sorted(table[table["stage"] == "transfer"]["round"].unique())
     panel.set_yticks(rounds, [f"{100 * sparsity[r]:.4g}" if r else "0 (dense)" for r in rounds])
+    panel.set_ylim(top=rounds[-1] + 1)
     panel.set_title(f"Double-win tickets on {downstream}")
     panel.legend(title="Pre-training", fontsize="small")
     return figure

@@ -230,7 +230,7 @@ def _digits() -> Preset:
         transfer={regime: replace(base, attack=attacks[regime]) for regime in ("standard", "adversarial")},
         evaluation=pgd20,
         downstream=("digits5-9",),
-        rounds=(0, 4, 8, 11, 14, 17, 19),
+        rounds=(0, 2, 6, 10, 14, 17, 19),
         seeds=2,
     )
 
