@@ -171,8 +171,7 @@ def estimate(preset: Preset, runs: list[Run], device: str) -> float:
         seconds = tests * len(task.test) * test(task, preset.evaluation)
         if run.stage == "imp" and run.round == 0:
             return seconds
-        stage = getattr(preset, run.stage)
-        recipe = stage[run.regime or run.source]
+        recipe = preset.recipe(run)
         n_train = round(run.fraction * len(task.train))
         batches = max(1, round(n_train / recipe.batch_size))
         seconds += recipe.epochs * batches * step(task, recipe, min(n_train, recipe.batch_size))

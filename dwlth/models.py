@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torchvision.models import resnet18, resnet50
 from torchvision.models.resnet import BasicBlock, conv1x1
 
 from dwlth.errors import DwlthError
@@ -51,7 +52,23 @@ class SmallResNet(nn.Module):
         return self.fc(self.layer2(self.layer1(x)).mean((2, 3)))
 
 
-NETWORKS = {"small_resnet": SmallResNet}
+def native32(net: nn.Module) -> nn.Module:
+    """torchvision's ResNet for images of 32 px: a 3x3 convolution with stride 1 as its stem, and no max-pool (the
+    native variant of the reference code; its 7x7 stem with stride 2 is for 224 px)."""
+    net.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+    nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")  # as torchvision's own
+    net.maxpool = nn.Identity()
+    return net
+
+
+NETWORKS = {
+    "small_resnet": SmallResNet,
+    "resnet18": lambda classes: resnet18(num_classes=classes),
+    "resnet50": lambda classes: resnet50(num_classes=classes),
+    "resnet18-3x3": lambda classes: native32(resnet18(num_classes=classes)),
+    "resnet50-3x3": lambda classes: native32(resnet50(num_classes=classes)),
+}
+"""By name: a function from the number of classes to a network with random weights. `-3x3` marks the stem for 32 px."""
 
 
 def build(name: str, classes: int, mean: Sequence[float], std: Sequence[float], seed: int) -> Classifier:

@@ -66,7 +66,7 @@ class Preset:
     imp: dict[str, Recipe]
     """By source: the training of one round of iterative magnitude pruning."""
     transfer: dict[str, Recipe]
-    """By regime, `standard` and `adversarial`."""
+    """By regime, `standard` and `adversarial`; `REGIME@TASK` takes its place for one downstream task."""
     evaluation: Attack
     """The attack behind every RA that is reported."""
     prune_rate: float = 0.2
@@ -111,7 +111,7 @@ class Preset:
             Run("transfer", source, seed, round_, method, downstream, regime, fraction)
             for method in self.methods
             for fraction in self.fractions
-            for regime in reversed(self.transfer)  # the long runs first
+            for regime in ("adversarial", "standard")  # the long runs first
             for round_ in self.rounds
             for seed in seeds
             for source in self.pretrain
@@ -119,6 +119,12 @@ class Preset:
             if method == "imp" or round_ > 0  # the dense network is the same for every method
         ]
         return runs
+
+    def recipe(self, run: Run) -> Recipe:
+        """How the network of a run is trained."""
+        if run.stage == "transfer":
+            return self.transfer.get(f"{run.regime}@{run.downstream}", self.transfer[run.regime])
+        return (self.pretrain if run.stage == "pretrain" else self.imp)[run.source]
 
     def config(self, run: Run) -> dict[str, Any]:
         """All that determines the result of a run, as plain JSON values."""
@@ -129,7 +135,7 @@ class Preset:
         if run.stage == "imp" or (run.round > 0 and run.method == "imp"):
             config["imp"] = self.imp[run.source]
         if run.stage == "transfer":
-            config["transfer"] = self.transfer[run.regime]
+            config["transfer"] = self.recipe(run)
         config["evaluation"] = self.evaluation
         return plain(config)
 

@@ -16,7 +16,7 @@ def pretrain(preset: Preset, run: Run, folder: Folder, device: str, **training) 
     task = data.load(preset.upstream).to(device)
     model = models.build(preset.network, task.classes, task.mean, task.std, stream(run.seed, "init")).to(device)
     seed = stream(run.seed, "pretrain")
-    result = fit(model, preset.pretrain[run.source], task.train, task.val, seed=seed, **training)
+    result = fit(model, preset.recipe(run), task.train, task.val, seed=seed, **training)
     sa, ra = evaluate(model, task.test, preset.evaluation, seed)
     write_tensors(
         folder.source(run),

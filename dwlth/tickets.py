@@ -28,7 +28,7 @@ def imp_round(preset: Preset, run: Run, folder: Folder, device: str, **training)
     seed = stream(run.seed, "imp", run.round)
     history = []
     if run.round > 0:
-        recipe = preset.imp[run.source]
+        recipe = preset.recipe(run)
         history = fit(model, recipe, task.train, task.val, seed=seed, mask=mask, **training).history
     sa, ra = evaluate(model, task.test, preset.evaluation, seed)
     ticket = masks.prune(mask, masks.magnitude(model.net), preset.prune_rate)

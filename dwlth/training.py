@@ -45,6 +45,8 @@ class Recipe:
     """The attack of the validation RA; none (the default) validates SA only."""
     validate_every: int = 1
     """Validate after every so many epochs, and after the last one."""
+    validate_from: int = 0
+    """The first epoch (counted from 0) that may be validated; the reference code's adversarial transfer has 45."""
 
     def __post_init__(self):
         for name in ("epochs", "batch_size", "validate_every"):
@@ -65,7 +67,8 @@ class Recipe:
 
     def validates(self, epoch: int) -> bool:
         """Whether the network is validated after this epoch (counted from 0)."""
-        return (epoch + 1) % self.validate_every == 0 or epoch + 1 == self.epochs
+        due = epoch >= self.validate_from and (epoch + 1) % self.validate_every == 0
+        return due or epoch + 1 == self.epochs
 
 
 @dataclass

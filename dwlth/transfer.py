@@ -30,7 +30,7 @@ def transfer(preset: Preset, run: Run, folder: Folder, device: str, **training) 
     indices = data.balanced_subset(task.train.labels, run.fraction, run.seed)
     seed = stream(run.seed, "transfer")
     train = task.train.take(indices)
-    result = fit(model, preset.transfer[run.regime], train, task.val, seed=seed, mask=mask, **training)
+    result = fit(model, preset.recipe(run), train, task.val, seed=seed, mask=mask, **training)
 
     tested: dict[int, tuple] = {}  # the two are often the same network
     best = {}
