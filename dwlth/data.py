@@ -1,14 +1,34 @@
-"""Datasets by name: small ones live on the device as uint8, and batches are cut from them there."""
+"""Datasets by name: small ones live on the device as uint8, and batches are cut from them and augmented there; large
+ones stream from disk, decoded and cropped by worker processes.
 
+`load` gives a `Dataset` of three splits, `subset` a part of its training images, and `batches` of either kind of split
+the images as the network sees them.
+"""
+
+import math
+import os
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
+from dwlth.augment import Augment
 from dwlth.errors import DwlthError
+from dwlth.images import decode, read, tree
+
+MEAN_STD = {  # of pixels in [0, 1], red, green, blue
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),  # reference code
+    "cifar100": ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),  # reference code
+    "svhn": ((0.4377, 0.4438, 0.4728), (0.1201, 0.1231, 0.1052)),  # reference code; others have a std of about 0.2
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),  # torchvision's
+}
+TRAIN_IMAGES = {"cifar10": 45_000, "cifar100": 45_000, "svhn": 68_257}
+"""The first so many official training images train, and the 5,000 that follow, the last, validate (paper)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,15 +47,91 @@ class Split:
     def take(self, indices: list[int]) -> "Split":
         return Split(self.images[indices], self.labels[indices])
 
-    def batches(self, size: int, generator: torch.Generator | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches of images (float [n, C, H, W] in [0, 1]) and labels, the last one as small as it comes out; in a
-        random order where a generator is given (on the device of the data), otherwise in order."""
+    def batches(
+        self, size: int, generator: torch.Generator | None = None, augment: Augment | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches of images (float [n, C, h, w] in [0, 1]) and labels, the last one as small as it comes out. With a
+        generator (on the device of the data) in a random order and in `augment`'s views for training; without one in
+        order and in its views for testing."""
+        augment = augment or Augment()
         order = None
         if generator is not None:
             order = torch.randperm(len(self), generator=generator, device=self.labels.device)
         for start in range(0, len(self), size):
             index = slice(start, start + size) if order is None else order[start : start + size]
-            yield self.images[index].float().div_(255), self.labels[index]
+            yield augment(self.images[index], generator), self.labels[index]
+
+
+@dataclass(frozen=True, eq=False)
+class Streamed:
+    """Image files and their labels (int64 [N]): a `Split` for images that are large or of many sizes.
+
+    Workers decode and crop; 8-bit pixels go to the device of the labels. Each image's view depends on the generator
+    alone, so the number of workers changes no batch. The workers stay from one epoch to the next.
+    """
+
+    paths: np.ndarray  # of str; a list would be copied into every worker, bit by bit, as its counts are touched
+    labels: Tensor
+    workers: int = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def to(self, device: str | torch.device) -> "Streamed":
+        return replace(self, labels=self.labels.to(device))
+
+    def take(self, indices: list[int]) -> "Streamed":
+        return replace(self, paths=self.paths[indices], labels=self.labels[indices])
+
+    def batches(
+        self, size: int, generator: torch.Generator | None = None, augment: Augment | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """As `Split.batches`. One such iteration at a time: a new one ends the one before.
+
+        Raises:
+            DwlthError: for an `augment` that leaves images their sizes, and for a file that is no sound image.
+        """
+        if augment is None or augment.crop != "resized":
+            raise DwlthError(f"{self.paths[0]} and the like stream from disk: set augment's crop to 'resized'")
+        order, seeds = torch.arange(len(self)), [None] * len(self)
+        if generator is not None:
+            device = generator.device
+            order = torch.randperm(len(self), generator=generator, device=device).cpu()
+            seeds = torch.randint(2**63 - 1, (len(self),), generator=generator, device=device).tolist()
+        parts = [slice(start, start + size) for start in range(0, len(self), size)]
+        self._loader.sampler[:] = [(augment, order[part].numpy(), seeds[part]) for part in parts]
+        for images, part in zip(self._loader, parts):
+            if isinstance(images, str):
+                raise DwlthError(images)
+            images = images.to(self.labels.device, non_blocking=True)
+            yield images.float().div_(255), self.labels[order[part].to(self.labels.device)]
+
+    @cached_property
+    def _loader(self) -> DataLoader:
+        return DataLoader(
+            _Reader(self.paths),
+            batch_size=None,  # the sampler, a list that `batches` fills, gives whole batches
+            sampler=[],
+            num_workers=self.workers,
+            persistent_workers=self.workers > 0,
+            pin_memory=self.labels.is_cuda,
+            generator=torch.Generator(),  # else it would draw from the global one
+        )
+
+
+class _Reader:
+    """What a worker does: `reader[augment, indices, seeds]` is a batch (uint8 [n, 3, size, size]), or the message of
+    the error it met, since a worker's exceptions arrive wrapped in its traceback."""
+
+    def __init__(self, paths: np.ndarray):
+        self.paths = paths
+
+    def __getitem__(self, batch: tuple[Augment, np.ndarray, list]) -> Tensor | str:
+        augment, indices, seeds = batch
+        try:
+            return torch.stack([augment.view(read(path), seed) for path, seed in zip(self.paths[indices], seeds)])
+        except DwlthError as error:
+            return str(error)
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,16 +140,47 @@ class Dataset:
     channel (pixels in [0, 1])."""
 
     name: str
-    train: Split
-    val: Split
-    test: Split
+    train: Split | Streamed
+    val: Split | Streamed
+    test: Split | Streamed
     classes: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
     def to(self, device: str | torch.device) -> "Dataset":
-        splits = (split.to(device) for split in (self.train, self.val, self.test))
-        return Dataset(self.name, *splits, self.classes, self.mean, self.std)
+        return replace(self, **{part: getattr(self, part).to(device) for part in ("train", "val", "test")})
+
+
+def subset(labels: Tensor, fraction: float, how: str, seed: int = 0, allow_empty: bool = False) -> list[int]:
+    """Indices, ascending, of a part of the training images.
+
+    Args:
+        labels: int64 [N].
+        how: `first`: the first int(fraction * N) (paper: 4,500 and 450 of CIFAR, 6,825 and 682 of SVHN); `random`: as
+            many, drawn by the seed; `balanced`: see `balanced_subset`. With one seed, smaller parts lie in larger ones.
+        allow_empty: let a class go without images. The paper's first 450 of CIFAR-100 are likely to want this: of 450
+            random images, one of 100 classes is missing on average.
+
+    Raises:
+        DwlthError: for a fraction outside (0, 1], for an unknown `how`, and for a class left without images.
+    """
+    if how == "balanced":
+        return balanced_subset(labels, fraction, seed)
+    if how not in ("first", "random"):
+        raise DwlthError(f"subset of the training data is {how!r}, not one of first, random, balanced")
+    _check_fraction(fraction)
+    total = len(labels)
+    count = int(fraction * total + 1e-6)  # the reference code's int(), but 0.29 of 100 is 29
+    order = np.arange(total) if how == "first" else np.random.default_rng(seed).permutation(total)
+    classes, first_seen = np.unique(labels.numpy(force=True)[order], return_index=True)
+    if first_seen.max() >= count and not allow_empty:
+        missing = classes[first_seen.argmax()]
+        enough = math.ceil((first_seen.max() + 1) / total * 1e4) / 1e4
+        raise DwlthError(
+            f"fraction {fraction:g} of the training data, {how}: {count} of {total} images, and none of class "
+            f"{missing}: give {enough:g} or more, or take a balanced subset"
+        )
+    return sorted(order[:count].tolist())
 
 
 def balanced_subset(labels: Tensor, fraction: float, seed: int) -> list[int]:
@@ -65,8 +192,7 @@ def balanced_subset(labels: Tensor, fraction: float, seed: int) -> list[int]:
     Raises:
         DwlthError: for a fraction outside (0, 1].
     """
-    if not 0 < fraction <= 1:
-        raise DwlthError(f"fraction of the training data is {fraction}: give a number above 0 and at most 1")
+    _check_fraction(fraction)
     rng = np.random.default_rng(seed)
     chosen = []
     for label in labels.unique().tolist():
@@ -75,7 +201,42 @@ def balanced_subset(labels: Tensor, fraction: float, seed: int) -> list[int]:
     return sorted(chosen)
 
 
+def _check_fraction(fraction: float) -> None:
+    if not 0 < fraction <= 1:
+        raise DwlthError(f"fraction of the training data is {fraction}: give a number above 0 and at most 1")
+
+
+DATASETS = ("digits0-4", "digits5-9", "cifar10", "cifar100", "svhn", "imagenet")
+"""The datasets with a name; any other is `folder:PATH`."""
+
+
 @cache
+def load(name: str, root: str | Path = "data") -> Dataset:
+    """The dataset of that name, on the CPU; the same object when asked again.
+
+    Args:
+        name: one of `DATASETS`, or `folder:PATH`, where PATH holds train/CLASS/*, and test/, val/ or both beside it, or
+            CLASS/* alone. A lone val/ is the test set. What is missing is held out from the training images, and is
+            always the same: for testing 20 % of each class, then for validation 10 % of the rest (our choice).
+        root: where CIFAR and SVHN are, or are downloaded to by torchvision, and ImageNet as imagenet/train and
+            imagenet/val. There, as in the reference code, all of train/ trains, and val/ both validates and tests: do
+            not select a network by it.
+
+    Raises:
+        DwlthError: for an unknown name, images that are absent and cannot be had, and folders or files that are not
+            what they should be.
+    """
+    if name.startswith("digits") and name in DATASETS:
+        return _digits(int(name[6]), int(name[8]))
+    if name in TRAIN_IMAGES:
+        return _published(name, root)
+    if name == "imagenet":
+        return _folder(name, Path(root, "imagenet"))
+    if name.startswith("folder:"):
+        return _folder(name, Path(name.removeprefix("folder:")).expanduser())
+    raise DwlthError(f"unknown dataset {name!r}: choose from {', '.join(DATASETS)}, or give folder:PATH")
+
+
 def _digits(first: int, last: int) -> Dataset:
     """Handwritten digits first..last of scikit-learn's copy of the UCI set (Alpaydin & Kaynak, 1998): 8x8 scans in
     17 grey levels, here stretched to 0..255. Split once for all seeds, stratified, 55 / 15 / 30 % (our choice: a
@@ -96,15 +257,84 @@ def _digits(first: int, last: int) -> Dataset:
     )
 
 
-DATASETS = {"digits0-4": lambda: _digits(0, 4), "digits5-9": lambda: _digits(5, 9)}
+def _published(name: str, root: str | Path) -> Dataset:
+    """CIFAR-10, CIFAR-100 or SVHN, in torchvision's order and with the paper's splits."""
+    from torchvision import datasets
+
+    kind = getattr(datasets, name.upper())
+    svhn = name == "svhn"
+
+    def official(part: str) -> Split:
+        got = kind(root, download=True, **({"split": part} if svhn else {"train": part == "train"}))
+        images, labels = (got.data, got.labels) if svhn else (got.data.transpose(0, 3, 1, 2), got.targets)
+        return Split(torch.from_numpy(np.ascontiguousarray(images)), torch.as_tensor(labels))
+
+    try:
+        train, test = official("train"), official("test")
+    except Exception as error:  # torchvision and the network raise many kinds
+        why = str(error).partition("\n")[0] or type(error).__name__
+        what = "train_32x32.mat and test_32x32.mat" if svhn else f"{kind.base_folder}/"
+        url = os.path.dirname(kind.split_list["train"][0]) if svhn else kind.url
+        raise DwlthError(
+            f"{name}: not in {root}, or not sound, and cannot be downloaded ({why}): put {what} of {url} into {root}"
+        ) from None
+    n = TRAIN_IMAGES[name]
+    train, val = (Split(train.images[part], train.labels[part]) for part in (slice(n), slice(n, None)))
+    return Dataset(name, train, val, test, int(test.labels.max()) + 1, *MEAN_STD[name])
 
 
-def load(name: str) -> Dataset:
-    """The dataset of that name, on the CPU.
+def _folder(name: str, path: Path) -> Dataset:
+    """A dataset of image files: on the device if they are small, streamed if not. Mean and std are computed from small
+    images; for streamed ones they are ImageNet's (our choice)."""
+    parts = [part for part in ("train", "val", "test") if (path / part).is_dir()]
+    imagenet = name == "imagenet"
+    split = "train" in parts and ("val" in parts or ("test" in parts and not imagenet))
+    if not path.is_dir() or not (split or (not parts and not imagenet)):
+        layout = "train/CLASS/* and val/CLASS/*" if imagenet else "train/CLASS/* and test/CLASS/*, or CLASS/* alone"
+        found = f"{' and '.join(parts) or 'no train'}/ alone" if path.is_dir() else "no such folder"
+        raise DwlthError(f"{path}: {found}: put the images there as {layout}")
+    classes, trees = None, {}
+    for part in parts or [""]:
+        found, paths, labels = tree(path / part)
+        classes = classes or found
+        if found != classes:
+            odd = min(set(found) ^ set(classes))
+            raise DwlthError(f"{path}: class {odd!r} is in only one of train/ and {part}/: give both the same classes")
+        trees[part] = Streamed(np.array(paths), torch.tensor(labels))
+    train, val, test = trees.get("train"), trees.get("val"), trees.get("test")
+    if imagenet:
+        test = val
+    elif not split:
+        train, test = _hold_out(trees[""], 0.2)
+    elif test is None:
+        val, test = None, val
+    if val is None:
+        train, val = _hold_out(train, 0.1)
+    splits = [train, val, test]
+    pixels = decode(np.concatenate([split.paths for split in splits]))
+    if pixels is not None:
+        parts = pixels.split([len(split) for split in splits])
+        splits = [Split(part, split.labels) for part, split in zip(parts, splits)]
+    mean_std = MEAN_STD["imagenet"] if imagenet or pixels is None else _mean_std(splits[0].images)
+    return Dataset(name, *splits, len(classes), *mean_std)
 
-    Raises:
-        DwlthError: for a name that is not in `DATASETS`.
-    """
-    if name not in DATASETS:
-        raise DwlthError(f"unknown dataset {name!r}: choose from {', '.join(DATASETS)}")
-    return DATASETS[name]()
+
+def _hold_out(files: Streamed, fraction: float) -> tuple[Streamed, Streamed]:
+    """What remains, and what is held out: of each class that fraction, at least one image, always the same."""
+    held = balanced_subset(files.labels, fraction, seed=0)
+    rest = np.setdiff1d(np.arange(len(files)), held)
+    used_up = np.setdiff1d(files.labels, files.labels[rest])
+    if len(used_up):
+        first = files.paths[(files.labels == used_up[0]).numpy()][0]
+        raise DwlthError(f"{first}: its class has too few images to split: give 3 or more, or folders test/ and val/")
+    return files.take(rest), files.take(held)
+
+
+def _mean_std(pixels: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Per channel, of pixels (uint8 [N, C, H, W]) in [0, 1], from the counts of the 256 levels: exact, and light."""
+    levels = torch.arange(256, dtype=torch.double) / 255
+    counts = torch.stack([channel.flatten().bincount(minlength=256) for channel in pixels.unbind(1)])
+    shares = counts.double() / counts.sum(1, keepdim=True)
+    mean = shares @ levels
+    std = (shares @ levels**2 - mean**2).sqrt()
+    return tuple(mean.tolist()), tuple(std.tolist())
