@@ -54,6 +54,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(command=command)
         sub.add_argument("preset", help=", ".join(presets.PRESETS))
         sub.add_argument("--results", default="results", help="folder of the results (default: %(default)s)")
+        sub.add_argument("--data", default="data", help="folder of the datasets (default: %(default)s)")
         sub.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="e.g. transfer.epochs=5")
         if name in ("plan", "run"):
             sub.add_argument("--seeds", type=int, help="number of seeds, from 0 (default: the preset's)")
@@ -93,7 +94,7 @@ def _select(args) -> tuple[Preset, list[Run], Folder]:
         torch.empty(0, device=args.device)
     except (RuntimeError, AssertionError) as error:
         raise DwlthError(f"--device {args.device}: {str(error).splitlines()[0]}") from None
-    return preset, runs, Folder(args.results, preset.name)
+    return preset, runs, Folder(args.results, preset.name, args.data)
 
 
 def plan(args) -> int:
@@ -103,7 +104,7 @@ def plan(args) -> int:
     counts = pd.DataFrame({"done": Counter(r.stage for r in runs if r not in set(todo))}, index=presets.STAGES)
     counts["left"] = pd.Series(Counter(r.stage for r in todo))
     print(counts.fillna(0).astype(int).to_string())
-    seconds = grid.estimate(preset, todo, args.device) / args.workers
+    seconds = grid.estimate(preset, todo, folder, args.device) / args.workers
     print(f"about {_duration(seconds)} left on this machine ({args.device}, {args.workers} at a time)")
     return 0
 

@@ -216,7 +216,7 @@ def load(name: str, root: str | Path = "data") -> Dataset:
 
     Args:
         name: one of `DATASETS`, or `folder:PATH`, where PATH holds train/CLASS/*, and test/, val/ or both beside it, or
-            CLASS/* alone. A lone val/ is the test set. What is missing is held out from the training images, and is
+            CLASS/* alone; PATH is relative to `root`. A lone val/ is the test set. What is missing is held out from the training images, and is
             always the same: for testing 20 % of each class, then for validation 10 % of the rest (our choice).
         root: where CIFAR and SVHN are, or are downloaded to by torchvision, and ImageNet as imagenet/train and
             imagenet/val. There, as in the reference code, all of train/ trains, and val/ both validates and tests: do
@@ -233,7 +233,7 @@ def load(name: str, root: str | Path = "data") -> Dataset:
     if name == "imagenet":
         return _folder(name, Path(root, "imagenet"))
     if name.startswith("folder:"):
-        return _folder(name, Path(name.removeprefix("folder:")).expanduser())
+        return _folder(name, Path(root, name.removeprefix("folder:")))
     raise DwlthError(f"unknown dataset {name!r}: choose from {', '.join(DATASETS)}, or give folder:PATH")
 
 

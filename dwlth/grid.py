@@ -21,8 +21,9 @@ from tqdm.auto import tqdm
 
 from dwlth import data, files, models, results
 from dwlth.attacks import Attack
+from dwlth.augment import Augment
 from dwlth.errors import DwlthError
-from dwlth.presets import Preset, Run
+from dwlth.presets import Given, Preset, Run
 from dwlth.results import Folder
 from dwlth.sources import pretrain
 from dwlth.tickets import imp_round
@@ -159,24 +160,26 @@ def _start_worker(threads: int) -> None:
     threading.Thread(target=lambda: (wait_for_process([parent]), os._exit(1)), daemon=True).start()
 
 
-def estimate(preset: Preset, runs: list[Run], device: str) -> float:
+def estimate(preset: Preset, runs: list[Run], folder: Folder, device: str) -> float:
     """Seconds that `runs` would take one after another, from a few timed steps of each kind on this machine."""
-    tasks = cache(lambda name: data.load(name).to(device))
+    tasks = cache(lambda name: data.load(name, folder.data).to(device))
     step = cache(partial(_step_seconds, preset, device))
     test = cache(partial(_test_seconds, preset, device))
 
     def cost(run: Run) -> float:
+        recipe = preset.recipe(run)
+        if isinstance(recipe, Given):
+            return 0.0  # a download, of which nothing is known
         task = tasks(run.downstream or preset.upstream)
         tests = 2 if run.stage == "transfer" else 1
-        seconds = tests * len(task.test) * test(task, preset.evaluation)
+        seconds = tests * len(task.test) * test(task, preset.evaluation, recipe.augment)
         if run.stage == "imp" and run.round == 0:
             return seconds
-        recipe = preset.recipe(run)
         n_train = round(run.fraction * len(task.train))
         batches = max(1, round(n_train / recipe.batch_size))
         seconds += recipe.epochs * batches * step(task, recipe, min(n_train, recipe.batch_size))
         validations = sum(map(recipe.validates, range(recipe.epochs)))
-        return seconds + validations * len(task.val) * test(task, recipe.validation)
+        return seconds + validations * len(task.val) * test(task, recipe.validation, recipe.augment)
 
     return sum(map(cost, runs))
 
@@ -193,13 +196,13 @@ def _step_seconds(preset: Preset, device: str, task: data.Dataset, recipe: Recip
     return _scaled(timed, size)
 
 
-def _test_seconds(preset: Preset, device: str, task: data.Dataset, attack: Attack) -> float:
+def _test_seconds(preset: Preset, device: str, task: data.Dataset, attack: Attack, augment: Augment) -> float:
     """Time of one image's evaluation."""
     model = models.build(preset.network, task.classes, task.mean, task.std, seed=0).to(device)
 
     def timed(n: int) -> float:
         began = time.time()
-        evaluate(model, task.test.take(list(range(n))), attack, seed=0)
+        evaluate(model, task.test.take(list(range(n))), attack, 0, augment)
         return time.time() - began
 
     size = min(len(task.test), 512)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from dwlth.attacks import Attack
+from dwlth.augment import Augment
 from dwlth.errors import DwlthError
 from dwlth.training import Recipe
 
@@ -53,6 +54,20 @@ class Run:
 
 
 @dataclass(frozen=True)
+class Given:
+    """A source that is not trained here: a checkpoint, as `dwlth.checkpoints` reads it."""
+
+    where: str
+    """A path, a URL, `hf:OWNER/REPO/FILE` or `torchvision:WEIGHTS`; see `dwlth.downloads.fetch`."""
+    sha256: str = ""
+    """What the file must hash to; empty: not checked."""
+    size: int = 0
+    """Its bytes; 0: not checked."""
+    unsafe: bool = False
+    """Unpickle it in full where it holds more than tensors, which can run code; see `dwlth.checkpoints.read`."""
+
+
+@dataclass(frozen=True)
 class Preset:
     """An experiment: what is trained, how, and how much of it."""
 
@@ -61,7 +76,7 @@ class Preset:
     """A name in `dwlth.models.NETWORKS`."""
     upstream: str
     """The dataset of the pre-training task, a name in `dwlth.data.DATASETS`."""
-    pretrain: dict[str, Recipe]
+    pretrain: dict[str, Recipe | Given]
     """By source. RA on the pre-training task is measured under `evaluation` too."""
     imp: dict[str, Recipe]
     """By source: the training of one round of iterative magnitude pruning."""
@@ -69,6 +84,10 @@ class Preset:
     """By regime, `standard` and `adversarial`; `REGIME@TASK` takes its place for one downstream task."""
     evaluation: Attack
     """The attack behind every RA that is reported."""
+    subset: str = "balanced"
+    """How a fraction of the training images is chosen: `first`, `random` or `balanced`; see `dwlth.data.subset`."""
+    allow_empty_classes: bool = False
+    """Let a fraction leave classes without images (the paper's first 450 of CIFAR-100 do)."""
     prune_rate: float = 0.2
     """Fraction of the surviving weights that each round prunes (paper)."""
 
@@ -120,8 +139,8 @@ class Preset:
         ]
         return runs
 
-    def recipe(self, run: Run) -> Recipe:
-        """How the network of a run is trained."""
+    def recipe(self, run: Run) -> Recipe | Given:
+        """How the network of a run is trained, or where it is from."""
         if run.stage == "transfer":
             return self.transfer.get(f"{run.regime}@{run.downstream}", self.transfer[run.regime])
         return (self.pretrain if run.stage == "pretrain" else self.imp)[run.source]
@@ -136,6 +155,7 @@ class Preset:
             config["imp"] = self.imp[run.source]
         if run.stage == "transfer":
             config["transfer"] = self.recipe(run)
+            config["subset"] = self.subset
         config["evaluation"] = self.evaluation
         return plain(config)
 
@@ -241,9 +261,74 @@ def _digits() -> Preset:
     )
 
 
-PRESETS = {"digits": _digits()}
-"""`digits`: a small ResNet from handwritten digits 0-4 to 5-9, minutes on 2 CPU cores. All its numbers but those marked
-are our choice, by experiment (README, "Why these numbers")."""
+def _cifar() -> Preset:
+    eps, step = 8 / 255, 2 / 255
+    pgd20 = Attack(eps, step, 20)
+    attacks = {
+        "standard": Attack(),
+        "fast_adversarial": Attack(eps, 1.25 * eps, 1, bn="train"),  # Wong et al., 2020
+        "adversarial": Attack(eps, step, 10, bn="train"),
+    }
+    augment = Augment("pad", flip=True)  # reference code at 32 px
+    base = Recipe(30, 128, 0.1, "cosine", augment=augment, validation=pgd20, validate_every=10)
+    rewound = replace(base, epochs=3, lr=0.01, validation=Attack(), validate_every=3)
+    transfer = replace(base, epochs=10, lr=0.02, validate_every=5)
+    return Preset(
+        name="cifar",
+        network="resnet18-3x3",
+        upstream="cifar100",
+        pretrain={source: replace(base, attack=attack) for source, attack in attacks.items()},
+        imp={source: replace(rewound, attack=attack) for source, attack in attacks.items()},
+        transfer={regime: replace(transfer, attack=attacks[regime]) for regime in ("standard", "adversarial")},
+        evaluation=pgd20,
+        downstream=("cifar10",),
+        rounds=(0, 2, 4, 6, 8, 10, 11, 12, 14),
+        seeds=3,
+    )
+
+
+def _paper() -> Preset:
+    eps, step = 8 / 255, 2 / 255  # paper
+    pgd20 = Attack(eps, step, 20)  # paper
+    pgd3 = Attack(eps, 16 / (3 * 255), 3, bn="train")  # reference code, for IMP
+    view = Augment("resized", flip=True)  # reference code
+    imp = Recipe(30, 2048, 5e-4, weight_decay=1e-4, augment=view, validate_every=30)  # reference code
+    standard = Recipe(150, 64, 1e-3, "step", (50, 100), augment=view)  # reference code; it validates SA alone
+    adversarial = Recipe(  # reference code
+        100, 128, 0.1, "step", (50, 75), augment=view, attack=Attack(eps, step, 10, bn="train"), validation=pgd20
+    )
+    return Preset(
+        name="paper",
+        network="resnet50",
+        upstream="imagenet",
+        pretrain={  # the paper names its three kinds of pre-training; these files are our choice of each
+            "standard": Given("torchvision:ResNet50_Weights.IMAGENET1K_V1"),
+            "fast_adversarial": Given("data/imagenet_model_weights_4px.pth.tar"),  # Wong et al.; by hand, from Drive
+            "adversarial": Given("hf:madrylab/robust-imagenet-models/resnet50_linf_eps4.0.ckpt"),  # Salman et al.
+        },
+        # the reference code has one adversarial script for IMP; that both robust sources used it is our inference
+        imp={"standard": imp, **{s: replace(imp, attack=pgd3) for s in ("fast_adversarial", "adversarial")}},
+        transfer={
+            "standard": standard,
+            "adversarial": adversarial,
+            "adversarial@svhn": replace(adversarial, epochs=80, lr=0.01, schedule="cosine", milestones=()),
+        },
+        evaluation=pgd20,
+        subset="first",  # reference code
+        allow_empty_classes=True,
+        downstream=("cifar10", "cifar100", "svhn"),
+        rounds=tuple(range(20)),
+        seeds=1,
+    )
+
+
+PRESETS = {preset.name: preset for preset in (_digits(), _cifar(), _paper())}
+"""- `digits`: a small ResNet from handwritten digits 0-4 to 5-9, minutes on 2 CPU cores. All its numbers but those marked
+  are our choice, by experiment (README, "Why these numbers").
+- `cifar`: ResNet-18 with a 3x3 stem from CIFAR-100 to CIFAR-10 at 32 px, for one GPU. Attacks and augmentation are the
+  paper's; epochs, batches and learning rates are our choice, and have not been tried on a GPU yet.
+- `paper`: ResNet-50 from ImageNet to CIFAR-10, CIFAR-100 and SVHN at 224 px, with the numbers of the paper and of its
+  public code, as marked where they stand. Momentum 0.9 and weight decay 5e-4, where none is said, are theirs too."""
 
 
 def get(name: str) -> Preset:

@@ -31,9 +31,12 @@ class Folder:
     - `table.csv`: a row per finished run; all that the verdict and the figures read
     - `preset.json`: every number of the preset
     - `figures/`
+
+    `data` is where the datasets are.
     """
 
-    def __init__(self, root: str | Path, preset: str):
+    def __init__(self, root: str | Path, preset: str, data: str | Path = "data"):
+        self.data = Path(data)
         self.path = Path(root) / preset
         self.table = self.path / "table.csv"
         self.figures = self.path / "figures"

@@ -1,23 +1,32 @@
-"""Pre-training sources: the dense networks that tickets are cut from."""
+"""Pre-training sources: the dense networks that tickets are cut from, trained here or brought along."""
 
+import warnings
 from typing import Any
 
-from dwlth import data, models
+from dwlth import checkpoints, data, models
+from dwlth.errors import DwlthError
 from dwlth.files import read_tensors, write_tensors
 from dwlth.models import Classifier
-from dwlth.presets import Preset, Run
+from dwlth.presets import Given, Preset, Run
 from dwlth.results import Folder
 from dwlth.training import evaluate, fit, stream
 
 
 def pretrain(preset: Preset, run: Run, folder: Folder, device: str, **training) -> dict[str, Any]:
-    """Train a source from scratch with its recipe, save the last epoch's weights, and measure them on the test set
-    of the pre-training task. `training` goes to `dwlth.training.fit`."""
-    task = data.load(preset.upstream).to(device)
-    model = models.build(preset.network, task.classes, task.mean, task.std, stream(run.seed, "init")).to(device)
+    """Train a source from scratch with its recipe (the last epoch's weights are kept), or fetch and verify the
+    checkpoint it is given by; save it, and measure it on the test set of the pre-training task. `training` goes to
+    `dwlth.training.fit`."""
+    recipe = preset.recipe(run)
     seed = stream(run.seed, "pretrain")
-    result = fit(model, preset.recipe(run), task.train, task.val, seed=seed, **training)
-    sa, ra = evaluate(model, task.test, preset.evaluation, seed)
+    history, n_train = [], 0
+    if isinstance(recipe, Given):
+        model = _given(recipe, preset, folder).to(device)
+        sa, ra = _measure_if_possible(preset, run, folder, model, seed)
+    else:
+        task = data.load(preset.upstream, folder.data).to(device)
+        model = models.build(preset.network, task.classes, task.mean, task.std, stream(run.seed, "init")).to(device)
+        history, n_train = fit(model, recipe, task.train, task.val, seed=seed, **training).history, len(task.train)
+        sa, ra = evaluate(model, task.test, preset.evaluation, seed, recipe.augment)
     write_tensors(
         folder.source(run),
         model.net.state_dict(),
@@ -28,13 +37,33 @@ def pretrain(preset: Preset, run: Run, folder: Folder, device: str, **training) 
         seed=run.seed,
         network=preset.network,
         task=preset.upstream,
-        classes=task.classes,
-        mean=task.mean,
-        std=task.std,
+        classes=model.net.fc.out_features,
+        mean=model.mean.flatten().tolist(),
+        std=model.std.flatten().tolist(),
         sa=sa,
         ra=ra,
     )
-    return {"sa": sa, "ra": ra, "sparsity": 0.0, "n_train": len(task.train), "history": result.history}
+    return {"sa": sa, "ra": ra, "sparsity": 0.0, "n_train": n_train, "history": history}
+
+
+def _given(given: Given, preset: Preset, folder: Folder) -> Classifier:
+    """The network in a checkpoint, in front of it the normaliser of its file, or ImageNet's where it has none."""
+    path = checkpoints.fetch(given.where, folder.path / "downloads", given.sha256, given.size or None)
+    found = checkpoints.read(path, given.unsafe)
+    mean, std = (found.mean, found.std) if found.mean else checkpoints.IMAGENET
+    model = models.build(preset.network, found.classes, mean, std, seed=0)
+    checkpoints.load_into(model.net, found.state, path)
+    return model
+
+
+def _measure_if_possible(preset: Preset, run: Run, folder: Folder, model: Classifier, seed: int) -> tuple:
+    """SA and RA on the pre-training task; None and None, with a warning, without its data: transfers need none."""
+    try:
+        test = data.load(preset.upstream, folder.data).test.to(model.mean.device)
+    except DwlthError as error:
+        warnings.warn(f"the {run.source} source is not measured: {error}", stacklevel=2)
+        return None, None
+    return evaluate(model, test, preset.evaluation, seed, preset.imp[run.source].augment)
 
 
 def load(preset: Preset, run: Run, folder: Folder, device: str) -> Classifier:

@@ -21,16 +21,15 @@ def imp_round(preset: Preset, run: Run, folder: Folder, device: str, **training)
     rewound), is masked with ticket `run.round`, trained on the pre-training task, measured on its test set, and
     pruned to ticket `run.round + 1`, which is saved. Round 0 trains nothing: the first prune is that of the source,
     so ticket k has sparsity 1 - 0.8^k (paper). `training` goes to `dwlth.training.fit`."""
-    task = data.load(preset.upstream).to(device)
+    task = data.load(preset.upstream, folder.data).to(device)
     model = sources.load(preset, run, folder, device)
     belongs_to = masks.fingerprint(model.net)
     mask = find(preset, run, folder, model)
     seed = stream(run.seed, "imp", run.round)
-    history = []
+    recipe, history = preset.recipe(run), []
     if run.round > 0:
-        recipe = preset.recipe(run)
         history = fit(model, recipe, task.train, task.val, seed=seed, mask=mask, **training).history
-    sa, ra = evaluate(model, task.test, preset.evaluation, seed)
+    sa, ra = evaluate(model, task.test, preset.evaluation, seed, recipe.augment)
     ticket = masks.prune(mask, masks.magnitude(model.net), preset.prune_rate)
     save(
         folder.ticket(run, run.round + 1),

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from dwlth.attacks import Attack
+from dwlth.augment import Augment
 from dwlth.data import Split
 from dwlth.errors import DwlthError
 from dwlth.files import write
@@ -40,6 +41,8 @@ class Recipe:
     """Epochs (counted from 0) that start with a tenth of the learning rate before them."""
     momentum: float = 0.9
     weight_decay: float = 5e-4
+    augment: Augment = Augment()
+    """What the network sees of an image: random views in training, fixed ones in validation and test."""
     attack: Attack = Attack()
     validation: Attack = Attack()
     """The attack of the validation RA; none (the default) validates SA only."""
@@ -99,7 +102,7 @@ def stream(seed: int, *names: object) -> int:
 
 
 def evaluate(
-    model: nn.Module, split: Split, attack: Attack, seed: int, batch_size: int = 512
+    model: nn.Module, split: Split, attack: Attack, seed: int, augment: Augment | None = None, batch_size: int = 512
 ) -> tuple[float, float | None]:
     """SA and RA of `model` on `split`, each the fraction in [0, 1] of images classified right: as they are, and
     under `attack` (None where the attack has no steps). The model is in eval mode meanwhile, and its mode is put
@@ -110,7 +113,7 @@ def evaluate(
     generator = torch.Generator(device).manual_seed(stream(seed, "evaluate"))
     counts = torch.zeros(2, device=device)
     with torch.no_grad():
-        for x, y in split.batches(batch_size):
+        for x, y in split.batches(batch_size, augment=augment):
             counts[0] += (folded(x).argmax(1) == y).sum()
             if attack.steps:
                 counts[1] += (folded(attack(folded, x, y, generator)).argmax(1) == y).sum()
@@ -172,7 +175,8 @@ def fit(
         began = time.time()
         row = _train_epoch(model, recipe, train, optimizer, epoch, seed)
         if recipe.validates(epoch):
-            row["val_sa"], row["val_ra"] = evaluate(model, val, recipe.validation, stream(seed, "validate", epoch))
+            draws = stream(seed, "validate", epoch)
+            row["val_sa"], row["val_ra"] = evaluate(model, val, recipe.validation, draws, recipe.augment)
             _keep_best(result.best, row, model.net)
         row["seconds"] = time.time() - began
         result.history.append(row)
@@ -214,7 +218,7 @@ def _train_epoch(model: nn.Module, recipe: Recipe, train: Split, optimizer, epoc
         group["lr"] = recipe.lr_at(epoch)
     loss_sum, correct = torch.zeros((), device=device), torch.zeros((), device=device)
     model.train()
-    for x, y in train.batches(recipe.batch_size, generator):
+    for x, y in train.batches(recipe.batch_size, generator, recipe.augment):
         x = recipe.attack(model, x, y, generator)
         logits = model(x)
         loss = F.cross_entropy(logits, y)

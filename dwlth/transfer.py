@@ -25,12 +25,13 @@ def transfer(preset: Preset, run: Run, folder: Folder, device: str, **training) 
     and for RA. The headline `sa` and `ra` are those of one network: the best-SA one under standard training, the
     best-RA one under adversarial training (our choice; the paper does not say). `training` goes to
     `dwlth.training.fit`."""
-    task = data.load(run.downstream).to(device)
+    task = data.load(run.downstream, folder.data).to(device)
     model, mask = start(preset, run, folder, task, device)
-    indices = data.balanced_subset(task.train.labels, run.fraction, run.seed)
+    indices = data.subset(task.train.labels, run.fraction, preset.subset, run.seed, preset.allow_empty_classes)
     seed = stream(run.seed, "transfer")
     train = task.train.take(indices)
-    result = fit(model, preset.recipe(run), train, task.val, seed=seed, mask=mask, **training)
+    recipe = preset.recipe(run)
+    result = fit(model, recipe, train, task.val, seed=seed, mask=mask, **training)
 
     tested: dict[int, tuple] = {}  # the two are often the same network
     best = {}
@@ -38,7 +39,7 @@ def transfer(preset: Preset, run: Run, folder: Folder, device: str, **training) 
         state = kept.pop("state")
         if kept["epoch"] not in tested:
             model.net.load_state_dict(state)
-            tested[kept["epoch"]] = evaluate(model, task.test, preset.evaluation, seed)
+            tested[kept["epoch"]] = evaluate(model, task.test, preset.evaluation, seed, recipe.augment)
         sa, ra = tested[kept["epoch"]]
         best[f"best_{metric}"] = kept | {"sa": sa, "ra": ra}
     headline = best.get("best_ra" if run.regime == "adversarial" else "best_sa", best["best_sa"])
