@@ -136,7 +136,9 @@ def autoattack(
     try:
         from pyautoattack import AutoAttack
     except ImportError:
-        raise DwlthError("autoattack: the package pyautoattack is missing: install the extra dwlth[autoattack]") from None
+        raise DwlthError(
+            "autoattack: the package pyautoattack is missing: install the extra dwlth[autoattack]"
+        ) from None
 
     # its FAB calls backward(), which must not reach the weights' .grad; a check of its own ends debuggers' traces
     weights, trace = [p for p in model.parameters() if p.requires_grad], sys.gettrace()
