@@ -21,6 +21,7 @@ $(VENV)/.package: pyproject.toml | $(VENV)/bin/python
 
 $(VENV)/.test: pyproject.toml $(VENV)/.package
 	$(BIN)/python -m pip install --quiet --editable ".[test]"
+	$(BIN)/python -m pip install --quiet --no-deps torchattacks  # its pins are of 2020; what it needs is here
 	@touch $@
 
 clean:  ## remove the environment and the quickstart's results

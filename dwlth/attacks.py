@@ -1,5 +1,6 @@
-"""Adversarial attacks: PGD-k, FGSM with random start, and none, as settings of one `Attack`."""
+"""Adversarial attacks: PGD-k, FGSM with random start, and none, as settings of one `Attack`; and AutoAttack."""
 
+import sys
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -12,52 +13,177 @@ from dwlth.errors import DwlthError
 
 @dataclass(frozen=True)
 class Attack:
-    """An untargeted L-inf attack that climbs the cross-entropy by signed gradient steps.
+    """An L-inf or L2 attack that climbs the cross-entropy by projected gradient steps.
 
     PGD-k (Madry et al., 2018) is `steps=k`; FGSM with random start (Wong et al., 2020) is `steps=1` with a step
     of 1.25 eps; no attack is `steps=0`.
     """
 
     eps: float = 0.0
-    """Radius of the L-inf ball, in pixels of [0, 1]."""
+    """Radius of the ball of `norm` around an image, in pixels of [0, 1]."""
     step_size: float = 0.0
-    """Length of one step, in pixels of [0, 1]."""
+    """Length of one step in `norm`, in pixels of [0, 1]: L-inf steps go along the sign of the gradient, L2 steps along
+    the gradient of each image."""
     steps: int = 0
     """Number of gradient steps; 0 returns the images as they are."""
     random_start: bool = True
-    """Start from a uniform draw in the ball (as the paper does) instead of from the image itself."""
+    """Start from a draw in the ball, clipped to [0, 1], instead of from the image itself. L-inf: uniform in the ball,
+    as the paper does. L2: in a uniform direction at a distance uniform in [0, eps], so denser near the image than a
+    uniform draw; as torchattacks' PGDL2 does."""
     bn: str = "eval"
     """Batch norm during the attack. `eval`: running statistics. `train`: batch statistics, and every forward pass
     updates the running ones (the reference code's training attacks). `frozen`: batch statistics, and the running
     ones are left as they were."""
+    norm: str = "linf"
+    """`linf` (the paper's) or `l2`, the Euclidean norm of a whole image."""
+    restarts: int = 1
+    """Independent attacks, of which each image keeps its strongest: one that succeeds (the prediction is no longer
+    the label, or it is the target), and of these the one with the highest loss. With more than one, each takes one
+    more forward pass to compare them."""
+    targeted: bool = False
+    """The labels given are classes to reach, and the cross-entropy is descended."""
 
     def __post_init__(self):
-        if self.eps < 0 or self.step_size < 0 or self.steps < 0:
-            raise DwlthError(f"attack: eps, step_size and steps must be 0 or more, not {self}")
-        if self.bn not in ("eval", "train", "frozen"):
-            raise DwlthError(f"attack: bn is {self.bn!r}, not one of eval, train, frozen")
+        for name in ("eps", "step_size", "steps"):
+            if not getattr(self, name) >= 0:  # NaN too
+                raise DwlthError(f"attack: {name} is {getattr(self, name)}, not 0 or more")
+        for name, choices in {"bn": ("eval", "train", "frozen"), "norm": ("linf", "l2")}.items():
+            if getattr(self, name) not in choices:
+                raise DwlthError(f"attack: {name} is {getattr(self, name)!r}, not one of {', '.join(choices)}")
+        if self.restarts < 1:
+            raise DwlthError(f"attack: restarts is {self.restarts}, not 1 or more")
+        if self.restarts > 1 and not self.random_start:
+            raise DwlthError(f"attack: restarts is {self.restarts}, but without random_start all would be the same")
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Adversarial images for `x` (float [N, C, H, W] in [0, 1]) with labels `y` (int64 [N]); same shape, within
-        `eps` of `x` and within [0, 1].
+        """Adversarial images for `x` (float [N, C, H, W] in [0, 1]) with labels, or targets, `y` (int64 [N]); same
+        shape, within `eps` of `x` and within [0, 1].
 
         `model` maps pixels in [0, 1] to logits, so it normalises inside. Its mode, gradients, `requires_grad` flags
-        and (unless `bn="train"`) batch-norm statistics are left as they were. `generator` draws the start.
+        and (unless `bn="train"`) batch-norm statistics are left as they were. `generator` draws the starts.
         """
         if self.steps == 0:
             return x
-        low, high = (x - self.eps).clamp_(min=0), (x + self.eps).clamp_(max=1)
+        with torch.enable_grad(), _batch_norm(model, self.bn):
+            adv = self._climb(model, x, y, generator)
+            if self.restarts > 1:
+                success, loss = self._strength(model, adv, y)
+            for _ in range(self.restarts - 1):
+                other = self._climb(model, x, y, generator)
+                its_success, its_loss = self._strength(model, other, y)
+                better = (its_success & ~success) | ((its_success == success) & (its_loss > loss))
+                adv[better], success[better], loss[better] = other[better], its_success[better], its_loss[better]
+        return adv
+
+    def _climb(self, model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator | None) -> Tensor:
+        """One attack from one start."""
+        project = _project_l2 if self.norm == "l2" else _project_linf
+        along = _unit if self.norm == "l2" else torch.sign
         adv = x
         if self.random_start:
-            noise = torch.empty_like(x).uniform_(-self.eps, self.eps, generator=generator)
-            adv = torch.clamp(x + noise, low, high)
-        with torch.enable_grad(), _batch_norm(model, self.bn):
-            for _ in range(self.steps):
-                adv = adv.detach().requires_grad_()
-                # autograd.grad with one input computes no weight gradients, and leaves every .grad alone
-                (gradient,) = torch.autograd.grad(F.cross_entropy(model(adv), y), adv)
-                adv = torch.clamp(adv.detach().add_(gradient.sign_(), alpha=self.step_size), low, high)
+            draw = torch.empty_like(x)
+            if self.norm == "l2":
+                direction = draw.normal_(generator=generator)
+                distance = x.new_empty(len(x), 1, 1, 1).uniform_(0, self.eps, generator=generator)
+                draw = direction * (distance / _length(direction))
+            else:
+                draw.uniform_(-self.eps, self.eps, generator=generator)
+            adv = project(x + draw, x, self.eps)
+        for _ in range(self.steps):
+            adv = adv.detach().requires_grad_()
+            loss = F.cross_entropy(model(adv), y)
+            # autograd.grad with one input computes no weight gradients, and leaves every .grad alone
+            (gradient,) = torch.autograd.grad(-loss if self.targeted else loss, adv)
+            adv = project(adv.detach().add_(along(gradient), alpha=self.step_size), x, self.eps)
         return adv
+
+    @torch.no_grad()
+    def _strength(self, model: nn.Module, adv: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """For each image, whether the attack succeeds (bool [N]), and the loss that it climbed (float [N])."""
+        logits = model(adv)
+        loss = F.cross_entropy(logits, y, reduction="none")
+        return (logits.argmax(1) == y) == self.targeted, -loss if self.targeted else loss
+
+
+def autoattack(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    eps: float,
+    norm: str = "linf",
+    *,
+    seed: int = 0,
+    batch_size: int = 250,
+) -> Tensor:
+    """Adversarial images by the standard version of AutoAttack (Croce & Hein, 2020: APGD-CE, targeted APGD-DLR,
+    targeted FAB, Square), for an RA that no choice of step sizes flatters: the accuracy of `model.eval()` on them.
+
+    Runs the authors' own code in the package `pyautoattack` (chosen because it is that code, has no dependencies and
+    runs on current torch; torchattacks pins `requests` to 2020, and ART's ensemble is not the standard one).
+
+    Args:
+        model, x, y, eps, norm: as for an `Attack`; the model is in eval mode meanwhile, and left as it was.
+        seed: of all its random draws; the global generators are left alone.
+        batch_size: images attacked at a time (250 in the authors' code).
+
+    Returns:
+        Images like `x`; those that withstand all four attacks, or are misclassified anyway, are as they were.
+
+    Raises:
+        DwlthError: if the package is missing, or the model has fewer than 4 classes (the targeted DLR loss needs 4).
+    """
+    Attack(eps, norm=norm)  # refuses bad values
+    try:
+        from pyautoattack import AutoAttack
+    except ImportError:
+        raise DwlthError(
+            "autoattack: the package pyautoattack is missing: install the extra dwlth[autoattack]"
+        ) from None
+
+    # its FAB calls backward(), which must not reach the weights' .grad; a check of its own ends debuggers' traces
+    weights, trace = [p for p in model.parameters() if p.requires_grad], sys.gettrace()
+    devices = [x.device] if x.is_cuda else []
+    try:
+        with _batch_norm(model, "eval"), torch.random.fork_rng(devices):
+            for weight in weights:
+                weight.requires_grad_(False)
+            with torch.no_grad():
+                classes = model(x[:1]).shape[1]
+            if classes < 4:
+                raise DwlthError(f"autoattack: the model has {classes} classes, and the targeted DLR loss needs 4")
+            # through a flat view and back, gradients come out contiguous, as its code needs; not so from channels_last
+            attack = AutoAttack(
+                lambda z: model(z.flatten(1).view_as(z)),
+                norm={"linf": "Linf", "l2": "L2"}[norm],
+                eps=eps,
+                seed=seed,
+                device=x.device,
+            )
+            attack.apgd_targeted.n_target_classes = attack.fab.n_target_classes = min(9, classes - 1)
+            return attack.run_standard_evaluation(x.contiguous(), y, batch_size=batch_size)[0]
+    finally:
+        for weight in weights:
+            weight.requires_grad_(True)
+        sys.settrace(trace)
+
+
+def _length(x: Tensor) -> Tensor:
+    """The L2 norm of each image, [N, 1, 1, 1]; not quite 0, so that one can divide by it."""
+    return torch.linalg.vector_norm(x, dim=(1, 2, 3), keepdim=True).clamp_min(1e-12)
+
+
+def _unit(x: Tensor) -> Tensor:
+    return x / _length(x)
+
+
+def _project_linf(adv: Tensor, x: Tensor, eps: float) -> Tensor:
+    return torch.clamp(adv, (x - eps).clamp_(min=0), (x + eps).clamp_(max=1))
+
+
+def _project_l2(adv: Tensor, x: Tensor, eps: float) -> Tensor:
+    # clipping to [0, 1], where x lies, only brings the image nearer to x
+    delta = adv - x
+    return (x + delta * (eps / _length(delta)).clamp_max(1)).clamp_(0, 1)
 
 
 @contextmanager

@@ -4,8 +4,9 @@ import copy
 import hashlib
 import math
 import time
+import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -73,14 +74,24 @@ class Recipe:
         due = epoch >= self.validate_from and (epoch + 1) % self.validate_every == 0
         return due or epoch + 1 == self.epochs
 
+    @property
+    def single_step(self) -> Attack:
+        """The training attack as one of validation, where it is the single step beside a validation attack of several
+        in the same ball (FGSM training); otherwise none."""
+        ball, own = (self.validation.eps, self.validation.norm), (self.attack.eps, self.attack.norm)
+        fgsm = self.attack.steps == 1 < self.validation.steps and own == ball
+        return replace(self.attack, bn="eval") if fgsm else Attack()
+
 
 @dataclass
 class Fit:
     """What a training leaves behind, beside the trained model itself.
 
     `history` has a row per epoch: `epoch` (from 0), `lr`, `loss` and `accuracy` on the (attacked) training images,
-    `val_sa`, `val_ra` in [0, 1], None where not measured, and `seconds`. `best` has, for `sa` and `ra`, the state dict
-    of the network with the best validation value, its epoch and its row's `val_sa` and `val_ra`; the earliest wins.
+    `val_sa`, `val_ra` and, in FGSM training, `val_fgsm` (RA under `Recipe.single_step`) in [0, 1], None where not
+    measured, `overfits` (`catastrophic_overfitting` of the row), and `seconds`. `best` has, for `sa` and `ra`, the
+    state dict of the network with the best validation value, its epoch and its row's `val_sa` and `val_ra`; the
+    earliest wins.
     """
 
     history: list[dict] = field(default_factory=list)
@@ -122,6 +133,14 @@ def evaluate(
     return sa, ra if attack.steps else None
 
 
+def catastrophic_overfitting(row: dict) -> bool:
+    """Whether a row of the history shows a network that withstands the single step it was trained on, but not several
+    (Wong et al., 2020): RA under the single step is at least 30 % and at least half of SA, and RA under PGD is at most
+    a tenth of it. The thresholds are our choice; False where not all three were measured."""
+    sa, fgsm, pgd = row["val_sa"], row["val_fgsm"], row["val_ra"]
+    return None not in (sa, fgsm, pgd) and fgsm >= max(0.3, 0.5 * sa) and pgd <= 0.1 * fgsm
+
+
 def fit(
     model: nn.Module,
     recipe: Recipe,
@@ -135,7 +154,8 @@ def fit(
     on_epoch: Callable[[dict], None] | None = None,
     progress: bool = False,
 ) -> Fit:
-    """Train `model` (its network in `model.net`) in place; it ends with the last epoch's weights.
+    """Train `model` (its network in `model.net`) in place; it ends with the last epoch's weights. Warns of the first
+    epoch that shows catastrophic overfitting.
 
     Args:
         train, val: on the model's device.
@@ -177,6 +197,15 @@ def fit(
         if recipe.validates(epoch):
             draws = stream(seed, "validate", epoch)
             row["val_sa"], row["val_ra"] = evaluate(model, val, recipe.validation, draws, recipe.augment)
+            if recipe.single_step.steps:
+                row["val_fgsm"] = evaluate(model, val, recipe.single_step, draws, recipe.augment)[1]
+                row["overfits"] = catastrophic_overfitting(row)
+                if row["overfits"] and not any(earlier["overfits"] for earlier in result.history):
+                    warnings.warn(
+                        f"catastrophic overfitting in epoch {epoch}: validation RA is {row['val_fgsm']:.1%} under the "
+                        f"training's single step and {row['val_ra']:.1%} under PGD-{recipe.validation.steps}",
+                        stacklevel=2,
+                    )
             _keep_best(result.best, row, model.net)
         row["seconds"] = time.time() - began
         result.history.append(row)
@@ -231,7 +260,7 @@ def _train_epoch(model: nn.Module, recipe: Recipe, train: Split, optimizer, epoc
     if not math.isfinite(loss):
         raise TrainingFailed(f"the loss became {loss} in epoch {epoch} (lr {recipe.lr_at(epoch):g})")
     row = {"epoch": epoch, "lr": recipe.lr_at(epoch), "loss": loss, "accuracy": accuracy}
-    return row | {"val_sa": None, "val_ra": None}
+    return row | {"val_sa": None, "val_ra": None, "val_fgsm": None, "overfits": False}
 
 
 def _keep_best(best: dict[str, dict], row: dict, net: nn.Module) -> None:

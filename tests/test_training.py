@@ -1,5 +1,6 @@
 import math
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -7,7 +8,7 @@ import torch
 from dwlth import masks, models, training
 from dwlth.attacks import Attack
 from dwlth.errors import DwlthError
-from dwlth.training import OutOfTime, Recipe, TrainingFailed, evaluate, fit
+from dwlth.training import OutOfTime, Recipe, TrainingFailed, catastrophic_overfitting, evaluate, fit
 
 STANDARD = Recipe(epochs=3, batch_size=32, lr=0.1, schedule="cosine")
 ADVERSARIAL = Recipe(
@@ -59,41 +60,6 @@ def test_masked_weights_are_exactly_zero_after_training(model, task, recipe):
         kept = mask[name].to(weight.device)
         assert (weight[~kept] == 0).all()
         assert (weight[kept] != 0).all()
-
-
-def test_one_epoch_equals_a_loop_written_out(model, task):
-    """Momentum, weight decay, the order of the batches and the mask, against plain arithmetic."""
-    recipe = Recipe(epochs=1, batch_size=64, lr=0.05, momentum=0.9, weight_decay=0.01)
-    mask = masks.prune(masks.dense(model.net), masks.magnitude(model.net), 0.5)
-    start = state(model)
-    fit(model, recipe, task.train, task.val, seed=3, mask=mask)
-    ours = state(model)
-
-    model.load_state_dict(start)
-    device = task.train.labels.device
-    order = torch.randperm(
-        len(task.train),
-        generator=torch.Generator(device).manual_seed(training.stream(3, "train", 0)),
-        device=device,
-    )
-    parameters = dict(model.net.named_parameters())
-    velocity = {name: torch.zeros_like(p) for name, p in parameters.items()}
-    keep = {name: mask[name].to(p) if name in mask else 1.0 for name, p in parameters.items()}
-    model.train()
-    for start_ in range(0, len(order), 64):
-        index = order[start_ : start_ + 64]
-        with torch.no_grad():
-            for name, p in parameters.items():
-                p.mul_(keep[name])
-        logits = model(task.train.images[index].float() / 255)
-        loss = -logits.log_softmax(1).gather(1, task.train.labels[index, None]).mean()
-        gradients = torch.autograd.grad(loss, list(parameters.values()))
-        with torch.no_grad():
-            for (name, p), gradient in zip(parameters.items(), gradients):
-                velocity[name] = 0.9 * velocity[name] + gradient + 0.01 * p
-                p.sub_(0.05 * velocity[name]).mul_(keep[name])
-    for name, tensor in state(model).items():
-        torch.testing.assert_close(ours[name], tensor, atol=1e-5, rtol=1e-4)
 
 
 @RECIPES
@@ -191,3 +157,42 @@ def test_refuses_a_bad_checkpoint(model, task, tmp_path, content):
     torch.save({"a": 1}, path) if content == "torch" else path.write_bytes(content)
     with pytest.raises(DwlthError, match="run.pt: not (a|the) checkpoint"):
         fit(model, STANDARD, task.train, task.val, seed=0, checkpoint=path)
+
+
+def row(sa, fgsm, pgd):
+    return {"val_sa": sa, "val_fgsm": fgsm, "val_ra": pgd}
+
+
+def test_catastrophic_overfitting_is_told_from_what_is_not():
+    falls = [row(0.6, 0.40, 0.35), row(0.7, 0.48, 0.40), row(0.8, 0.79, 0.01), row(0.82, 0.85, 0.0)]
+    assert [catastrophic_overfitting(r) for r in falls] == [False, False, True, True]
+    healthy = [row(0.9, 0.6, 0.5), row(0.9, 0.2, 0.0), row(0.2, 0.2, 0.0), row(0.9, 0.6, 0.07)]
+    unmeasured = [row(0.9, None, 0.0), row(0.9, 0.8, None), row(None, None, None)]
+    assert not any(catastrophic_overfitting(r) for r in healthy + unmeasured)
+
+
+def test_catastrophic_overfitting_is_detected_said_once_and_recorded(model, task):
+    """FGSM without random start, in a ball so large that every network in reach fails under PGD."""
+    fgsm, pgd = Attack(0.5, 0.5, 1, random_start=False, bn="train"), Attack(0.5, 0.125, 20)
+    recipe = Recipe(epochs=20, batch_size=32, lr=0.1, attack=fgsm, validation=pgd, validate_every=2)
+    with pytest.warns(UserWarning, match="catastrophic overfitting in epoch") as caught:
+        history = fit(model, recipe, task.train, task.val, seed=0).history
+    found = [row["epoch"] for row in history if row["overfits"]]
+    assert len(found) > 1 and len(caught) == 1 and f"in epoch {found[0]}:" in str(caught[0].message)
+    assert [row["val_fgsm"] is not None for row in history] == [recipe.validates(epoch) for epoch in range(20)]
+    seed = training.stream(0, "validate", 19)
+    assert history[-1]["val_fgsm"] == evaluate(model, task.val, replace(fgsm, bn="eval"), seed)[1]
+
+
+def test_sound_fgsm_training_gives_no_alarm(model, task, recwarn):
+    recipe = Recipe(epochs=4, batch_size=32, lr=0.1, attack=Attack(0.1, 0.125, 1), validation=Attack(0.1, 0.025, 10))
+    history = fit(model, recipe, task.train, task.val, seed=0).history
+    assert history[-1]["val_fgsm"] > 0.5 and history[-1]["val_ra"] > 0.5
+    assert not any(row["overfits"] for row in history)
+    assert not any("catastrophic" in str(warning.message) for warning in recwarn)
+
+
+@pytest.mark.parametrize("attack", [Attack(), Attack(0.1, 0.05, 2), Attack(0.2, 0.2, 1)], ids=["none", "pgd", "ball"])
+def test_only_fgsm_training_in_the_same_ball_is_watched(attack):
+    recipe = Recipe(epochs=1, batch_size=32, lr=0.1, attack=attack, validation=Attack(0.1, 0.02, 5))
+    assert recipe.single_step.steps == 0
