@@ -215,9 +215,10 @@ def load(name: str, root: str | Path = "data") -> Dataset:
     """The dataset of that name, on the CPU; the same object when asked again.
 
     Args:
-        name: one of `DATASETS`, or `folder:PATH`, where PATH holds train/CLASS/*, and test/, val/ or both beside it, or
-            CLASS/* alone; PATH is relative to `root`. A lone val/ is the test set. What is missing is held out from the training images, and is
-            always the same: for testing 20 % of each class, then for validation 10 % of the rest (our choice).
+        name: one of `DATASETS`, or `folder:PATH`, where PATH (relative to `root`) holds train/CLASS/*, and test/, val/
+            or both beside it, or CLASS/* alone. A lone val/ is the test set. What is missing is held out from the
+            training images, and is always the same: for testing 20 % of each class, then for validation 10 % of the
+            rest (our choice).
         root: where CIFAR and SVHN are, or are downloaded to by torchvision, and ImageNet as imagenet/train and
             imagenet/val. There, as in the reference code, all of train/ trains, and val/ both validates and tests: do
             not select a network by it.

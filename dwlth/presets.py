@@ -323,8 +323,8 @@ def _paper() -> Preset:
 
 
 PRESETS = {preset.name: preset for preset in (_digits(), _cifar(), _paper())}
-"""- `digits`: a small ResNet from handwritten digits 0-4 to 5-9, minutes on 2 CPU cores. All its numbers but those marked
-  are our choice, by experiment (README, "Why these numbers").
+"""- `digits`: a small ResNet from handwritten digits 0-4 to 5-9, minutes on 2 CPU cores. All its numbers but those
+  marked are our choice, by experiment (README, "Why these numbers").
 - `cifar`: ResNet-18 with a 3x3 stem from CIFAR-100 to CIFAR-10 at 32 px, for one GPU. Attacks and augmentation are the
   paper's; epochs, batches and learning rates are our choice, and have not been tried on a GPU yet.
 - `paper`: ResNet-50 from ImageNet to CIFAR-10, CIFAR-100 and SVHN at 224 px, with the numbers of the paper and of its

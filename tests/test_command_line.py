@@ -405,12 +405,13 @@ def test_the_estimate_is_within_a_factor_of_two(tmp_path):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        expected = grid.estimate(preset, runs, Folder(tmp_path, "digits"), "cpu")
+        results = Folder(tmp_path, "digits")
+        expected = grid.estimate(preset, runs, results, "cpu")
         began = time.time()
-        work = grid.partial(grid.execute, preset, Folder(tmp_path, "digits"), "cpu", float("inf"), "", False)
+        work = grid.partial(grid.execute, preset, results, "cpu", float("inf"), "", False)
         assert set(grid.run_grid(runs, work, progress=False).values()) == {"ok"}
         took = time.time() - began
-        expected = (expected + grid.estimate(preset, runs, Folder(tmp_path, "digits"), "cpu")) / 2  # the machine may have changed its pace
+        expected = (expected + grid.estimate(preset, runs, results, "cpu")) / 2  # the machine may have changed its pace
     finally:
         torch.set_num_threads(threads)
     assert took / 2 < expected < took * 2
