@@ -13,7 +13,9 @@ the library writes today is called `robust-imagenet`, any other of its files `ro
 PyTorch's ImageNet example writes.
 """
 
+import collections
 import pickle
+import pickletools
 import re
 import warnings
 from collections.abc import Mapping
@@ -184,6 +186,8 @@ def _load(path: Path, unsafe: bool) -> Any:
     try:
         return load_file(path) if safetensors else torch.load(path, "cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        if _cut_short(path):
+            raise DwlthError(f"{path}: truncated: it ends inside a pickle") from None
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
     except Exception as error:  # torch has many ways to say so
         raise DwlthError(f"{path}: truncated, or no checkpoint: {first_line(error)}") from None
@@ -199,6 +203,19 @@ def _load(path: Path, unsafe: bool) -> Any:
         raise DwlthError(f"{path}: to unpickle it, install the package it was made with: {error}") from None
     except Exception as error:
         raise DwlthError(f"{path}: truncated, or no checkpoint: {first_line(error)}") from None
+
+
+def _cut_short(path: Path) -> bool:
+    """Whether a file of before torch 1.6 ends inside one of its five pickles, which are walked but not run."""
+    with path.open("rb") as file:
+        if LEGACY in file.read(32):
+            file.seek(0)
+            try:
+                for _ in range(5):
+                    collections.deque(pickletools.genops(file), maxlen=0)
+            except ValueError:
+                return True
+    return False
 
 
 def _state_dict(path: Path, content: Any) -> tuple[str, State]:

@@ -2,6 +2,7 @@
 
 import argparse
 import re
+import sys
 import types
 import zipfile
 
@@ -37,6 +38,12 @@ def net():
     return resnet()
 
 
+@pytest.fixture(scope="module")
+def ticket(net):
+    """`net` after two rounds of the reference's pruning, by the very functions that it calls."""
+    return pruned(net, rounds=2)
+
+
 class Normalize(nn.Module):
     """Buffers named as advertorch's `NormalizeByChannelMeanStd` names them."""
 
@@ -63,8 +70,7 @@ def library(net, mean=IMAGENET[0], std=IMAGENET[1]):
     return wrapper
 
 
-def pruned(net, amount=0.2, rounds=2):
-    """A copy of `net` under the very calls of the reference code."""
+def pruned(net, rounds, amount=0.2):
     copy = type(net)(torchvision.models.resnet.BasicBlock, [2, 2, 2, 2], net.fc.out_features)
     copy.load_state_dict(net.state_dict())
     convolutions = [(m, "weight") for m in copy.modules() if isinstance(m, nn.Conv2d)]
@@ -173,28 +179,38 @@ def test_robustness_files_of_other_shapes(net, tmp_path):
 def test_a_file_of_the_real_robustness_package(net, tmp_path, monkeypatch):
     """Written by its own training function, in one epoch on two images."""
     pytest.importorskip("robustness")
+    gone = types.ModuleType("torchvision.models.utils")  # the package still imports it
+    gone.load_state_dict_from_url = torch.hub.load_state_dict_from_url
+    monkeypatch.setitem(sys.modules, gone.__name__, gone)
     from cox.utils import Parameters
     from robustness import datasets, defaults, model_utils, train
 
     monkeypatch.setattr(nn.Module, "cuda", lambda module, *_: module)
     monkeypatch.setattr(torch.Tensor, "cuda", lambda tensor, *_, **__: tensor)
     model, _ = model_utils.make_and_restore_model(arch="resnet18", dataset=datasets.ImageNet(str(tmp_path)))
-    model = nn.DataParallel(model)
-    args = {"out_dir": str(tmp_path), "adv_train": 0, "epochs": 1, "save_ckpt_iters": 1, "log_iters": 1, "lr": 0.1}
+    args = {
+        "out_dir": str(tmp_path),
+        "adv_train": 0,
+        "adv_eval": 0,
+        "epochs": 1,
+        "save_ckpt_iters": 1,
+        "log_iters": 1,
+        "lr": 0.1,
+    }
     args = Parameters(args)
-    for group in (defaults.TRAINING_ARGS, defaults.PGD_ARGS):
-        args = defaults.check_and_fill_args(args, group, datasets.ImageNet)
+    args = defaults.check_and_fill_args(args, defaults.TRAINING_ARGS, datasets.ImageNet)
     images = [(torch.rand(2, 3, 32, 32), torch.tensor([1, 2]))]
     train.train_model(args, model, (images, images))
+    written = torch.load(tmp_path / "checkpoint.pt.latest")
+    assert written["model"].keys() == library(net).state_dict().keys()  # what the other tests stand on
     found = read(tmp_path / "checkpoint.pt.latest")
     assert (found.kind, (found.mean, found.std)) == ("robust-imagenet", IMAGENET)
-    same(found.state, model.module.model.state_dict())
+    same(found.state, model.model.state_dict())
     load_into(resnet(), found.state, "latest")
 
 
 @pytest.mark.parametrize("prefix", ["", "module.", "1.", "module.1."])
-def test_reference_tickets(net, tmp_path, prefix):
-    ticket = pruned(net)
+def test_reference_tickets(net, ticket, tmp_path, prefix):
     state = under(prefix, ticket.state_dict())
     content = {"epoch": 30, "arch": "resnet18", "state_dict": state, "init": net.state_dict(), "state_prune": 2}
     found = read(save(content, tmp_path / "2-checkpoint.pth.tar"))
@@ -210,11 +226,14 @@ def test_reference_tickets(net, tmp_path, prefix):
     assert list(found.mask) == list(masks.prunable(net))
 
 
-def test_tickets_of_the_adversarial_code_hold_a_normaliser(net, tmp_path):
+def test_tickets_of_the_adversarial_code_hold_a_normaliser(net, ticket, tmp_path):
     """ImageNet's in the network while pruning; the downstream one before it after transfer."""
-    ticket = pruned(net).state_dict()
-    inside = under("normalize.", Normalize(*IMAGENET).state_dict()) | ticket
-    assert read(save({"state_dict": inside, "init": inside}, tmp_path / "a")).mean == IMAGENET[0]
+    ticket = ticket.state_dict()
+    normalize = under("normalize.", Normalize(*IMAGENET).state_dict())
+    content = {"state_dict": normalize | ticket, "init": normalize | net.state_dict()}
+    found = read(save(content, tmp_path / "a"))
+    assert found.mean == IMAGENET[0]
+    same(found.init, net.state_dict())
     cifar10 = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
     before = under("0.", Normalize(*cifar10).state_dict()) | under("1.", ticket)
     found = read(save({"state_dict": before}, tmp_path / "b"))
@@ -254,8 +273,8 @@ def test_a_mask_of_other_shapes_is_not_written(net, tmp_path):
     assert not (tmp_path / "a").exists()
 
 
-def test_incomplete_masks_are_refused(net, tmp_path):
-    state = pruned(net).state_dict()
+def test_incomplete_masks_are_refused(ticket, tmp_path):
+    state = ticket.state_dict()
     some = {name: t for name, t in state.items() if name != "layer1.0.conv1.weight_mask"}
     refused(save({"state_dict": some}, tmp_path / "a"), "mask", "1 missing (layer1.0.conv1.weight")
     state["conv1.weight_mask"] = state["conv1.weight_mask"] / 2
@@ -313,9 +332,9 @@ def test_reading_runs_no_code(tmp_path):
 def test_an_unpickle_that_lacks_a_package(tmp_path, monkeypatch):
     module = types.ModuleType("left_behind")
     module.Thing = type("Thing", (), {"__module__": "left_behind"})
-    monkeypatch.setitem(__import__("sys").modules, "left_behind", module)
+    monkeypatch.setitem(sys.modules, "left_behind", module)
     path = save({"args": module.Thing()}, tmp_path / "a.pth")
-    monkeypatch.delitem(__import__("sys").modules, "left_behind")
+    monkeypatch.delitem(sys.modules, "left_behind")
     with pytest.warns(UserWarning):
         refused(path, "install the package", "left_behind", unsafe=True)
 
@@ -332,10 +351,18 @@ def test_unknown_content(net, tmp_path):
 
 
 def test_networks_that_are_not_whole(net, tmp_path):
-    state = net.state_dict()
+    def shapes(net):  # small on disk, whatever the network
+        return {name: torch.zeros(()).expand(tensor.shape) for name, tensor in net.state_dict().items()}
 
     def less(name):
         return {key: tensor for key, tensor in state.items() if key != name}
+
+    def other(name):
+        with torch.device("meta"):
+            return shapes(getattr(torchvision.models, name)())
+
+    state = shapes(net)
+    assert read(save(state, tmp_path / "a.pth")).network == "resnet18"
 
     for content, words in (
         (less("layer2.0.conv1.weight"), ("1 missing (layer2.0.conv1.weight", "resnet18")),
@@ -345,8 +372,8 @@ def test_networks_that_are_not_whole(net, tmp_path):
         (state | {"layer2.0.conv1.weight": torch.zeros(128, 64, 1, 1)}, ("layer2.0.conv1.weight", "[128, 64, 1, 1]")),
         (state | {"conv1.weight": torch.zeros(64, 3, 5, 5)}, ("conv1.weight", "[64, 3, 5, 5]", "[64, 3, 7, 7]")),
         (state | {"fc.weight": torch.zeros(10, 512)}, ("fc.weight is [10, 512], where [1000, 512]",)),
-        (resnet(name="wide_resnet50_2").state_dict(), ("where [", "resnet50")),
-        (resnet(name="resnet34").state_dict(), ("too many (layer1.2.conv1.weight", "resnet18")),
+        (other("wide_resnet50_2"), ("where [", "resnet50")),
+        (other("resnet34"), ("too many (layer1.2.conv1.weight", "resnet18")),
         (under("module.", state) | {"step": torch.tensor(1)}, ("step is not of the network", "module.*")),
     ):
         refused(save(content, tmp_path / "a.pth"), *words)
@@ -405,7 +432,7 @@ def test_load_into_keeps_the_networks_head_only_if_asked(net):
         assert torch.equal(target.conv1.weight, net.conv1.weight)
 
 
-def test_inspect_describes_any_checkpoint(net, tmp_path):
+def test_inspect_describes_any_checkpoint(net, ticket, tmp_path):
     path = save({"model": library(net).state_dict(), "epoch": 90}, tmp_path / "robust.ckpt")
     assert re.fullmatch(
         r".*robust.ckpt: a robust-imagenet checkpoint: a resnet18 with a 7x7 stem for 1000 classes; "
@@ -414,8 +441,8 @@ def test_inspect_describes_any_checkpoint(net, tmp_path):
     )
     save_file(net.state_dict(), tmp_path / "bare.safetensors")
     assert "a torchvision checkpoint" in describe(tmp_path / "bare.safetensors")
-    ticket = save({"state_dict": pruned(net).state_dict(), "init": net.state_dict()}, tmp_path / "2.pth.tar")
-    said = describe(ticket)
+    path = save({"state_dict": ticket.state_dict(), "init": net.state_dict()}, tmp_path / "2.pth.tar")
+    said = describe(path)
     assert "a reference-ticket checkpoint" in said and "a sparsity of 36.00%" in said and "rewinds to" in said
     assert "\n" not in said
     unknown = tmp_path / "notes.txt"
