@@ -2,15 +2,20 @@
 
 from pathlib import Path
 
-from dwlth import results
+from safetensors import SafetensorError, safe_open
+
+from dwlth import checkpoints, results
 from dwlth.errors import DwlthError
 from dwlth.files import read_about
 from dwlth.presets import Run
 from dwlth.tickets import load
 
 
-def describe(file: str | Path) -> str:
-    """One paragraph about a source, a ticket, a record or a table.
+def describe(file: str | Path, unsafe: bool = False) -> str:
+    """One paragraph about a source, a ticket, a record, a table or a checkpoint from elsewhere.
+
+    Args:
+        unsafe: for a checkpoint, see `dwlth.checkpoints.read`.
 
     Raises:
         DwlthError: if the file is missing, truncated or none of these.
@@ -18,7 +23,7 @@ def describe(file: str | Path) -> str:
     path = Path(file)
     if not path.is_file():
         raise DwlthError(f"{path}: no such file")
-    if path.suffix == ".safetensors":
+    if path.suffix == ".safetensors" and not _foreign(path):
         about = read_about(path)
         if about["kind"] == "ticket":
             mask, about = load(path)
@@ -43,4 +48,13 @@ def describe(file: str | Path) -> str:
         table = results.read_table(path)
         stages = ", ".join(f"{count} {stage}" for stage, count in table["stage"].value_counts().items())
         return f"{path}: a table of {len(table)} finished runs ({stages}), {table['seed'].nunique()} seeds."
-    raise DwlthError(f"{path}: not a source or ticket (.safetensors), record (.json) or table (.csv)")
+    return checkpoints.describe(path, unsafe)
+
+
+def _foreign(path: Path) -> bool:
+    """Whether this is a whole safetensors file that this project did not write."""
+    try:
+        with safe_open(path, "pt") as file:
+            return "dwlth" not in (file.metadata() or {})
+    except (SafetensorError, OSError):
+        return False

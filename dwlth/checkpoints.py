@@ -1,0 +1,322 @@
+"""Checkpoints that people bring: recognised by their content, verified, and loaded whole or not at all.
+
+| kind | whose | how it looks inside |
+|---|---|---|
+| `torchvision` | torchvision's weights | bare names, `conv1.weight` ... `fc.bias` |
+| `robust-imagenet` | Salman et al., 2020 | `model`: `module.model.*`, a normaliser, a copy in `module.attacker.*` |
+| `fast-at` | Wong et al., 2020 | `state_dict`: `module.*`, no normaliser |
+| `robustness` | MadryLab's library | `model` or `state_dict`: `module.model.*` |
+| `reference-ticket` | the paper's code | `*.weight_orig` and `*.weight_mask`, as `torch.nn.utils.prune` names them |
+
+Salman et al. trained with MadryLab's library, so files of both can look alike: a network of 1000 classes with all that
+the library writes today is called `robust-imagenet`, any other of its files `robustness`. `fast-at` is also what
+PyTorch's ImageNet example writes.
+"""
+
+import collections
+import pickle
+import pickletools
+import re
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from dwlth import files
+from dwlth.downloads import fetch as fetch  # what people bring may lie elsewhere: fetch, then read
+from dwlth.downloads import first_line, refuse_page
+from dwlth.errors import DwlthError
+from dwlth.masks import Mask, prunable
+
+State = dict[str, Tensor]
+
+NETWORKS = ("resnet18", "resnet50")
+STEMS = {(64, 3, 7, 7): "7x7", (64, 3, 3, 3): "3x3"}
+MARK = "layer1.0.conv1.weight"  # once in every ResNet: what stands before it is a prefix
+COUNTER = "num_batches_tracked"  # files of old have none, and nothing depends on it
+LEGACY = bytes.fromhex("8a0a6cfc9c46f920")  # in the first bytes of torch.save's files before torch 1.6
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+"""Mean and standard deviation per channel of ImageNet's pixels in [0, 1], as all of the above use them."""
+
+DOWNSTREAM = (
+    ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
+    ((0.4377, 0.4438, 0.4728), (0.1201, 0.1231, 0.1052)),
+)
+"""The same for CIFAR-10, CIFAR-100 and SVHN in the reference code, whose transferred tickets begin with them."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A network from a file, verified; see `read`."""
+
+    kind: str
+    """One of the table above."""
+    state: State
+    """Under torchvision's names, on the CPU. Of a ticket, the weights before masking."""
+    network: str
+    """resnet18 or resnet50."""
+    stem: str
+    """7x7 (torchvision's) or 3x3 (for small images)."""
+    classes: int
+    mean: tuple[float, ...] | None
+    """Per channel, of pixels in [0, 1]; None (and std, too) where the file holds no normaliser."""
+    std: tuple[float, ...] | None
+    mask: Mask | None
+    """Of a reference ticket; its names are those of the weights."""
+    init: State | None
+    """The pre-trained weights that a reference ticket rewinds to, where its file holds them."""
+    notes: tuple[str, ...]
+    """What was unwrapped and what was ignored."""
+
+
+def read(path: str | Path, unsafe: bool = False) -> Checkpoint:
+    """Recognise, unwrap and verify the checkpoint of a ResNet-18 or ResNet-50.
+
+    Args:
+        path: a file of `torch.save`, old or new, or of safetensors.
+        unsafe: where the tensors cannot be had without it, unpickle the file in full, with a warning: that runs
+            whatever code it holds.
+
+    Raises:
+        DwlthError: if the file is missing, empty, a web page, truncated, needs `unsafe`, or holds anything but one
+            whole network, equal copies of it, and the normaliser that belongs to it.
+    """
+    path = Path(path)
+    content = _load(path, unsafe)
+    entry, tensors = _state_dict(path, content)
+    prefix, state, normaliser, copies = _unwrap(path, tensors)
+    masks = {name.removesuffix("_mask"): state.pop(name) for name in list(state) if name.endswith(".weight_mask")}
+    state = {name.removesuffix("_orig"): tensor for name, tensor in state.items()}
+    network, stem, classes = _verify(path, state)
+    # the reference code puts the downstream normaliser in front of what it transfers: nn.Sequential(normalize, net)
+    known = (IMAGENET, *DOWNSTREAM) if masks and prefix == "1." else (IMAGENET,)
+    mean, std = _constants(path, normaliser, known)
+    init = None
+    if masks and isinstance(content.get("init"), Mapping):
+        init = _unwrap(path, _tensors(path, content["init"], "init"))[1]
+        _verify(path, init)
+
+    library = any(name.endswith("new_mean") for name in normaliser)  # what MadryLab's library calls it
+    if masks:
+        kind = "reference-ticket"
+    elif library and entry == "model" and any("attacker" in copy for copy in copies) and classes == 1000:
+        kind = "robust-imagenet"
+    elif library or prefix.endswith("model."):
+        kind = "robustness"
+    else:
+        kind = "fast-at" if entry == "state_dict" and prefix == "module." else "torchvision"
+
+    ignored = [repr(name) for name in content if name not in (entry, "init" if init else "")] if entry else []
+    notes = [f"state dict in {entry!r}"] * bool(entry) + [f"prefix {prefix!r} removed"] * bool(prefix)
+    notes += [f"copy in {copy!r} equal, and ignored" for copy in copies]
+    notes += [f"ignored {', '.join(ignored)}"] * bool(ignored)
+    mask = _mask(path, masks, state, network) if masks else None
+    return Checkpoint(kind, state, network, stem, classes, mean, std, mask, init, tuple(notes))
+
+
+def load_into(net: nn.Module, state: Mapping[str, Tensor], file: str | Path, own_head: bool = False) -> None:
+    """Load `state` into `net` (torchvision's names, no prefix): all of it, or an error and `net` as it was.
+
+    Args:
+        file: where `state` is from, for the messages.
+        own_head: leave the head `net.fc` as it is, whatever `state` holds for it.
+
+    Raises:
+        DwlthError: where names (but `num_batches_tracked`) or shapes differ.
+    """
+    own = net.state_dict()
+    sizes = [None if stem is None else tuple(stem.shape) for stem in (state.get("conv1.weight"), own["conv1.weight"])]
+    if sizes[0] != sizes[1] and set(sizes) <= STEMS.keys():
+        raise DwlthError(f"{file}: its stem (conv1) is {STEMS[sizes[0]]}, the network's {STEMS[sizes[1]]}")
+    if not own_head and "fc.bias" in state and "fc.bias" in own and state["fc.bias"].shape != own["fc.bias"].shape:
+        raise DwlthError(
+            f"{file}: its head has {len(state['fc.bias'])} classes, the network's {len(own['fc.bias'])}; "
+            "own_head=True keeps the network's"
+        )
+    kept = {name: tensor for name, tensor in state.items() if not (own_head and name.startswith("fc."))}
+    _compare(file, kept, {name: t for name, t in own.items() if not (own_head and name.startswith("fc."))})
+    net.load_state_dict(kept, strict=False)  # checked above; strict would ask for the counters
+
+
+def write_reference_ticket(path: str | Path, state: Mapping[str, Tensor], mask: Mapping[str, Tensor]) -> None:
+    """A ticket as the reference code reads it (`--tickets_file`): `read` gives back the same state and mask, and a
+    network under `torch.nn.utils.prune` loads its `state_dict` strictly.
+
+    Raises:
+        DwlthError: if the mask speaks of weights that are not in `state`, or of other shapes.
+    """
+    _compare(f"{path}: mask", mask, {name: state[name] for name in mask if name in state})
+    weights = {}
+    for name, tensor in state.items():
+        weights[f"{name}_orig" if name in mask else name] = tensor.detach().cpu()
+        if name in mask:
+            weights[f"{name}_mask"] = mask[name].float().cpu()  # float, as torch.nn.utils.prune has it
+    files.write(Path(path), lambda beside: torch.save({"state_dict": weights}, beside))
+
+
+def describe(path: str | Path, unsafe: bool = False) -> str:
+    """One paragraph about a checkpoint; see `read` for the errors."""
+    found = read(path, unsafe)
+    text = f"{path}: a {found.kind} checkpoint: a {found.network} with a {found.stem} stem for {found.classes} classes"
+    if found.mask:
+        text += f", keeping {found.mask.kept:,} of {found.mask.total:,} convolution weights in {len(found.mask)} layers"
+        text += f", a sparsity of {found.mask.sparsity:.2%}"
+        text += ", with" if found.init else ", without"
+        text += " the pre-trained weights it rewinds to"
+    text += f"; normalised by mean {found.mean}, std {found.std}" if found.mean else "; no normaliser in the file"
+    return "; ".join([text, *found.notes]) + "."
+
+
+def _load(path: Path, unsafe: bool) -> Any:
+    """What the file holds, on the CPU."""
+    if not path.is_file():
+        raise DwlthError(f"{path}: no such file")
+    head = refuse_page(path)
+    safetensors = head[8:10] == b'{"'  # after the length of its header
+    if not safetensors and not head.startswith(b"PK") and LEGACY not in head[:32]:
+        raise DwlthError(f"{path}: no file of torch.save or safetensors: it begins with {head[:12]!r}")
+    try:
+        return load_file(path) if safetensors else torch.load(path, "cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if _cut_short(path):
+            raise DwlthError(f"{path}: truncated: it ends inside a pickle") from None
+        found = re.search(r"GLOBAL ([\w.]+)", str(error))
+    except Exception as error:  # torch has many ways to say so
+        raise DwlthError(f"{path}: truncated, or no checkpoint: {first_line(error)}") from None
+    if not unsafe:
+        raise DwlthError(
+            f"{path}: holds more than tensors ({found[1] if found else 'an unknown object'}), which takes a full "
+            "unpickle, and that can run code; if you trust the file: checkpoints.read(path, unsafe=True)"
+        )
+    warnings.warn(f"{path}: unpickled in full: any code in it has run", stacklevel=3)
+    try:
+        return torch.load(path, "cpu", weights_only=False)
+    except ImportError as error:
+        raise DwlthError(f"{path}: to unpickle it, install the package it was made with: {error}") from None
+    except Exception as error:
+        raise DwlthError(f"{path}: truncated, or no checkpoint: {first_line(error)}") from None
+
+
+def _cut_short(path: Path) -> bool:
+    """Whether a file of before torch 1.6 ends inside one of its five pickles, which are walked but not run."""
+    with path.open("rb") as file:
+        if LEGACY in file.read(32):
+            file.seek(0)
+            try:
+                for _ in range(5):
+                    collections.deque(pickletools.genops(file), maxlen=0)
+            except ValueError:
+                return True
+    return False
+
+
+def _state_dict(path: Path, content: Any) -> tuple[str, State]:
+    """The state dict, and the name of its entry ("" where it is the whole content)."""
+    if not isinstance(content, Mapping) or not content:
+        raise DwlthError(f"{path}: unknown content: a {type(content).__name__}, where a dict of tensors should be")
+    for entry in ("model", "state_dict"):
+        if isinstance(content.get(entry), Mapping):
+            return entry, _tensors(path, content[entry], entry)
+    return "", _tensors(path, content, "the file")
+
+
+def _tensors(path: Path, values: Mapping[str, Any], where: str) -> State:
+    for name, value in values.items():
+        if not isinstance(value, Tensor):
+            kind = type(value).__name__
+            raise DwlthError(f"{path}: unknown content: {name!r} in {where} is a {kind}, where a tensor should be")
+    return {name: tensor.detach() for name, tensor in values.items()}
+
+
+def _unwrap(path: Path, tensors: State) -> tuple[str, State, State, list[str]]:
+    """The network's prefix, its state without it, the tensors of normalisers, and the prefixes of equal copies."""
+    normaliser = {n: t for n, t in tensors.items() if re.fullmatch(r"(new_)?(mean|std)", n.rpartition(".")[2])}
+    marks = [name.removesuffix("_orig") for name in tensors if re.search(rf"(^|\.){MARK}(_orig)?$", name)]
+    prefixes = sorted({mark.removesuffix(MARK) for mark in marks}, key=len)
+    if not prefixes:
+        some = ", ".join(list(tensors)[:3])
+        raise DwlthError(f"{path}: unknown content ({some} ...): no {MARK}, which every ResNet of torchvision has")
+    networks: dict[str, State] = {prefix: {} for prefix in prefixes}
+    for name in tensors.keys() - normaliser.keys():
+        prefix = max((prefix for prefix in prefixes if name.startswith(prefix)), key=len, default=None)
+        if prefix is None:
+            raise DwlthError(f"{path}: {name} is not of the network, which is in {prefixes[0]}*, nor a normaliser")
+        networks[prefix][name.removeprefix(prefix)] = tensors[name]
+    main, *copies = prefixes
+    for copy in copies:
+        names = networks[main].keys() | networks[copy].keys()
+        for name in sorted(names):
+            one, other = networks[main].get(name), networks[copy].get(name)
+            if one is None or other is None or not torch.equal(one, other):
+                raise DwlthError(f"{path}: {main}{name} and {copy}{name} should be equal copies, but differ")
+    order = [name.removeprefix(main) for name in tensors]
+    return main, {name: networks[main][name] for name in order if name in networks[main]}, normaliser, copies
+
+
+def _verify(path: Path, state: State) -> tuple[str, str, int]:
+    """The network, stem and classes of a whole state dict."""
+    stem = STEMS.get(tuple(state["conv1.weight"].shape)) if "conv1.weight" in state else "7x7"
+    classes = state["fc.bias"].numel() if "fc.bias" in state else 1000  # what is missing is said below
+    wanted = {network: _skeleton(network, classes, stem).state_dict() for network in NETWORKS}
+    network = min(NETWORKS, key=lambda network: len(wanted[network].keys() ^ state.keys()))
+    _compare(path, state, wanted[network], f" of a {network}")
+    return network, stem, classes
+
+
+def _skeleton(network: str, classes: int, stem: str | None = "7x7") -> nn.Module:
+    """One of torchvision's networks without the memory for its weights."""
+    with torch.device("meta"):
+        net = getattr(torchvision.models, network)(num_classes=classes)
+        if stem == "3x3":
+            net.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+    return net
+
+
+def _compare(file: str | Path, found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], whose: str = "") -> None:
+    """Raise where names (but counters) or shapes differ."""
+    missing = [name for name in wanted if name not in found and not name.endswith(COUNTER)]
+    extra = [name for name in found if name not in wanted and not name.endswith(COUNTER)]
+    if missing or extra:
+        said = [
+            f"{len(names)} {what} ({names[0]} ...)"
+            for names, what in ((missing, "missing"), (extra, "too many"))
+            if names
+        ]
+        raise DwlthError(f"{file}: not the {len(wanted)} tensors{whose}: {' and '.join(said)}")
+    for name, tensor in found.items():
+        if name in wanted and tensor.shape != wanted[name].shape:
+            raise DwlthError(
+                f"{file}: {name} is {list(tensor.shape)}, where {list(wanted[name].shape)}{whose} should be"
+            )
+
+
+def _mask(path: Path, masks: State, state: State, network: str) -> Mask:
+    weights = prunable(_skeleton(network, 1))
+    _compare(f"{path}: mask", masks, {name: state[name] for name in weights}, f" of a {network}'s convolutions")
+    for name, mask in masks.items():
+        if not ((mask == 0) | (mask == 1)).all():
+            raise DwlthError(f"{path}: mask of {name} holds more than 0 and 1")
+    return Mask({name: masks[name].bool() for name in weights})
+
+
+def _constants(path: Path, normaliser: State, known: tuple) -> tuple:
+    """The mean and std that all normalisers of the file agree on, as written in `known`; None twice without one."""
+    if not normaliser:
+        return None, None
+    values = [[t.flatten().float() for n, t in normaliser.items() if n.endswith(end)] for end in ("mean", "std")]
+    for pair in known:
+        if all(
+            len(found) and all(v.shape == (3,) and torch.allclose(v, torch.tensor(right), atol=1e-4) for v in found)
+            for found, right in zip(values, pair)
+        ):
+            return pair
+    said = ", ".join(f"{n} {[round(v, 4) for v in t.flatten().tolist()[:3]]}" for n, t in normaliser.items())
+    raise DwlthError(f"{path}: wrong normaliser: {said}; right is mean {list(known[0][0])}, std {list(known[0][1])}")

@@ -1,0 +1,452 @@
+"""Checkpoints of each true format, whole and broken."""
+
+import argparse
+import re
+import sys
+import types
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from safetensors.torch import save_file
+from torch import nn
+from torch.nn.utils import prune
+
+from dwlth import checkpoints, masks
+from dwlth.checkpoints import IMAGENET, load_into, read, write_reference_ticket
+from dwlth.errors import DwlthError
+from dwlth.inspection import describe
+
+
+def resnet(classes=1000, name="resnet18", small=False, seed=0):
+    """A torchvision network that differs from a fresh one in batch norm, too."""
+    torch.manual_seed(seed)
+    net = getattr(torchvision.models, name)(num_classes=classes)
+    if small:
+        net.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_mean)
+            module.num_batches_tracked.fill_(7)
+    return net
+
+
+@pytest.fixture(scope="module")
+def net():
+    return resnet()
+
+
+@pytest.fixture(scope="module")
+def ticket(net):
+    """`net` after two rounds of the reference's pruning, by the very functions that it calls."""
+    return pruned(net, rounds=2)
+
+
+class Normalize(nn.Module):
+    """Buffers named as advertorch's `NormalizeByChannelMeanStd` names them."""
+
+    def __init__(self, mean, std):
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean))
+        self.register_buffer("std", torch.tensor(std))
+
+
+def library(net, mean=IMAGENET[0], std=IMAGENET[1]):
+    """The modules of MadryLab's AttackerModel, inside DataParallel as on the machines that trained with it."""
+
+    def normalizer():
+        module = nn.Module()
+        module.register_buffer("new_mean", torch.tensor(mean)[..., None, None])
+        module.register_buffer("new_std", torch.tensor(std)[..., None, None])
+        return module
+
+    model, attacker = nn.Module(), nn.Module()
+    model.normalizer, model.model, model.attacker = normalizer(), net, attacker
+    attacker.normalize, attacker.model = normalizer(), net
+    wrapper = nn.Module()
+    wrapper.module = model
+    return wrapper
+
+
+def pruned(net, rounds, amount=0.2):
+    copy = type(net)(torchvision.models.resnet.BasicBlock, [2, 2, 2, 2], net.fc.out_features)
+    copy.load_state_dict(net.state_dict())
+    convolutions = [(m, "weight") for m in copy.modules() if isinstance(m, nn.Conv2d)]
+    for _ in range(rounds):
+        prune.global_unstructured(convolutions, pruning_method=prune.L1Unstructured, amount=amount)
+    return copy
+
+
+def under(prefix, state):
+    return {prefix + name: tensor for name, tensor in state.items()}
+
+
+def save(content, path, **how):
+    torch.save(content, path, **how)
+    return path
+
+
+def same(found, wanted):
+    assert list(found) == list(wanted)
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+def refused(path, *words, **how):
+    """The message of `read`'s error: one line, with the file's name and these words."""
+    with pytest.raises(DwlthError) as error:
+        read(path, **how)
+    message = str(error.value)
+    assert message.startswith(f"{path}: ") and "\n" not in message
+    for word in words:
+        assert word in message
+    return message
+
+
+def test_torchvision_files(net, tmp_path):
+    state = net.state_dict()
+    save_file(state, tmp_path / "a.safetensors")
+    for path in (
+        save(state, tmp_path / "a.pth"),
+        save(state, tmp_path / "old.pth", _use_new_zipfile_serialization=False),
+        save({name: nn.Parameter(t) if t.is_floating_point() else t for name, t in state.items()}, tmp_path / "p.pth"),
+        tmp_path / "a.safetensors",
+    ):
+        found = read(path)
+        assert (found.kind, found.network, found.stem, found.classes) == ("torchvision", "resnet18", "7x7", 1000)
+        assert (found.mean, found.std, found.mask, found.init, found.notes) == (None, None, None, None, ())
+        assert sorted(found.state) == sorted(state)
+        assert all(torch.equal(found.state[name], state[name]) for name in state)
+        assert not any(tensor.requires_grad for tensor in found.state.values())
+
+
+def test_files_without_counters_are_whole(net, tmp_path):
+    state = {name: t for name, t in net.state_dict().items() if not name.endswith("num_batches_tracked")}
+    path = save(state, tmp_path / "a.pth")
+    same(read(path).state, state)
+    target = resnet(seed=1)
+    load_into(target, read(path).state, path)
+    assert torch.equal(target.layer3[1].conv2.weight, net.layer3[1].conv2.weight)
+    assert torch.equal(target.bn1.running_mean, net.bn1.running_mean)
+
+
+def test_resnet50_and_the_3x3_stem(tmp_path):
+    net = resnet(100, "resnet50", small=True)
+    found = read(save(net.state_dict(), tmp_path / "a.pth"))
+    assert (found.network, found.stem, found.classes) == ("resnet50", "3x3", 100)
+    same(found.state, net.state_dict())
+
+
+def test_fast_at(net, tmp_path):
+    content = {
+        "epoch": 15,
+        "arch": "resnet50",
+        "state_dict": nn.DataParallel(net).state_dict(),
+        "best_prec1": torch.tensor(55.6),
+        "optimizer": torch.optim.SGD(net.parameters(), 0.1).state_dict(),
+    }
+    found = read(save(content, tmp_path / "4px.pth.tar", _use_new_zipfile_serialization=False))
+    assert (found.kind, found.mean) == ("fast-at", None)
+    same(found.state, net.state_dict())
+    assert found.notes == (
+        "state dict in 'state_dict'",
+        "prefix 'module.' removed",
+        "ignored 'epoch', 'arch', 'best_prec1', 'optimizer'",
+    )
+
+
+def test_robust_imagenet(net, tmp_path):
+    content = {"model": library(net).state_dict(), "optimizer": {"state": {}}, "epoch": 90, "amp": None}
+    found = read(save(content, tmp_path / "a.ckpt"))
+    assert (found.kind, (found.mean, found.std)) == ("robust-imagenet", IMAGENET)
+    same(found.state, net.state_dict())
+    assert "copy in 'module.attacker.model.' equal, and ignored" in found.notes
+
+
+def test_robustness_files_of_other_shapes(net, tmp_path):
+    whole = library(net).state_dict()
+    bare = {name: tensor for name, tensor in whole.items() if name.startswith("module.model.")}
+    ten = library(resnet(10)).state_dict()
+    for content in ({"state_dict": whole, "epoch": 1}, {"model": bare, "epoch": 1}, {"model": ten}):
+        assert read(save(content, tmp_path / "a.pt")).kind == "robustness"
+    custom = {"model": library(nn.ModuleDict({"model": net})).state_dict()}  # what its add_custom_forward makes
+    found = read(save(custom, tmp_path / "a.pt"))
+    same(found.state, net.state_dict())
+    assert found.mean == IMAGENET[0] and "prefix 'module.model.model.' removed" in found.notes
+
+
+def test_a_file_of_the_real_robustness_package(net, tmp_path, monkeypatch):
+    """Written by its own training function, in one epoch on two images."""
+    pytest.importorskip("robustness")
+    gone = types.ModuleType("torchvision.models.utils")  # the package still imports it
+    gone.load_state_dict_from_url = torch.hub.load_state_dict_from_url
+    monkeypatch.setitem(sys.modules, gone.__name__, gone)
+    from cox.utils import Parameters
+    from robustness import datasets, defaults, model_utils, train
+
+    monkeypatch.setattr(nn.Module, "cuda", lambda module, *_: module)
+    monkeypatch.setattr(torch.Tensor, "cuda", lambda tensor, *_, **__: tensor)
+    model, _ = model_utils.make_and_restore_model(arch="resnet18", dataset=datasets.ImageNet(str(tmp_path)))
+    args = {
+        "out_dir": str(tmp_path),
+        "adv_train": 0,
+        "adv_eval": 0,
+        "epochs": 1,
+        "save_ckpt_iters": 1,
+        "log_iters": 1,
+        "lr": 0.1,
+    }
+    args = Parameters(args)
+    args = defaults.check_and_fill_args(args, defaults.TRAINING_ARGS, datasets.ImageNet)
+    images = [(torch.rand(2, 3, 32, 32), torch.tensor([1, 2]))]
+    train.train_model(args, model, (images, images))
+    written = torch.load(tmp_path / "checkpoint.pt.latest")
+    assert written["model"].keys() == library(net).state_dict().keys()  # what the other tests stand on
+    found = read(tmp_path / "checkpoint.pt.latest")
+    assert (found.kind, (found.mean, found.std)) == ("robust-imagenet", IMAGENET)
+    same(found.state, model.model.state_dict())
+    load_into(resnet(), found.state, "latest")
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "1.", "module.1."])
+def test_reference_tickets(net, ticket, tmp_path, prefix):
+    state = under(prefix, ticket.state_dict())
+    content = {"epoch": 30, "arch": "resnet18", "state_dict": state, "init": net.state_dict(), "state_prune": 2}
+    found = read(save(content, tmp_path / "2-checkpoint.pth.tar"))
+    assert (found.kind, found.classes, found.mean) == ("reference-ticket", 1000, None)
+    modules = dict(ticket.named_modules())
+    for name, mask in found.mask.items():
+        module = modules[name.removesuffix(".weight")]
+        assert torch.equal(mask, module.weight_mask.bool())
+        assert torch.equal(found.state[name], module.weight_orig)
+    assert len(found.mask) == 20 and found.mask.sparsity == pytest.approx(1 - 0.8**2, abs=1e-6)
+    same(found.init, net.state_dict())
+    found.mask.apply_(resnet())  # the names are those of our masks, in the same order
+    assert list(found.mask) == list(masks.prunable(net))
+
+
+def test_tickets_of_the_adversarial_code_hold_a_normaliser(net, ticket, tmp_path):
+    """ImageNet's in the network while pruning; the downstream one before it after transfer."""
+    ticket = ticket.state_dict()
+    normalize = under("normalize.", Normalize(*IMAGENET).state_dict())
+    content = {"state_dict": normalize | ticket, "init": normalize | net.state_dict()}
+    found = read(save(content, tmp_path / "a"))
+    assert found.mean == IMAGENET[0]
+    same(found.init, net.state_dict())
+    cifar10 = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
+    before = under("0.", Normalize(*cifar10).state_dict()) | under("1.", ticket)
+    found = read(save({"state_dict": before}, tmp_path / "b"))
+    assert (found.mean, found.std) == cifar10
+    wrong = under("normalize.", Normalize(*cifar10).state_dict()) | ticket
+    refused(save({"state_dict": wrong}, tmp_path / "c"), "wrong normaliser", "0.4914", "0.485")
+
+
+def test_round_trip_of_a_ticket(net, tmp_path):
+    path = tmp_path / "folder" / "1.pth.tar"
+    mask = masks.prune(masks.dense(net), masks.random(net, 0), 0.2)
+    write_reference_ticket(path, net.state_dict(), mask)
+    found = read(path)
+    same(found.state, net.state_dict())
+    same(found.mask, mask)
+    same_again = tmp_path / "2.pth.tar"
+    write_reference_ticket(same_again, found.state, found.mask)
+    same(torch.load(same_again)["state_dict"], torch.load(path)["state_dict"])
+
+
+def test_our_ticket_is_what_the_prune_functions_write(net, tmp_path):
+    """The names, their values and types; the reference's reader asks no more."""
+    reference = pruned(net, rounds=1)
+    mask = masks.prune(masks.dense(net), masks.magnitude(net), 0.2)
+    write_reference_ticket(tmp_path / "a", net.state_dict(), mask)
+    ours, theirs = torch.load(tmp_path / "a")["state_dict"], reference.state_dict()
+    assert ours.keys() == theirs.keys()
+    for name in theirs:
+        assert ours[name].dtype == theirs[name].dtype and torch.equal(ours[name], theirs[name])
+    reference.load_state_dict(ours)
+
+
+def test_a_mask_of_other_shapes_is_not_written(net, tmp_path):
+    mask = masks.dense(resnet(small=True))
+    with pytest.raises(DwlthError, match=r"conv1.weight is \[64, 3, 3, 3\], where \[64, 3, 7, 7\]"):
+        write_reference_ticket(tmp_path / "a", net.state_dict(), mask)
+    assert not (tmp_path / "a").exists()
+
+
+def test_incomplete_masks_are_refused(ticket, tmp_path):
+    state = ticket.state_dict()
+    some = {name: t for name, t in state.items() if name != "layer1.0.conv1.weight_mask"}
+    refused(save({"state_dict": some}, tmp_path / "a"), "mask", "1 missing (layer1.0.conv1.weight")
+    state["conv1.weight_mask"] = state["conv1.weight_mask"] / 2
+    refused(save({"state_dict": state}, tmp_path / "a"), "conv1.weight", "0 and 1")
+
+
+def test_damaged_files(net, tmp_path):
+    state = net.state_dict()
+    save_file(state, tmp_path / "whole.safetensors")
+    (tmp_path / "empty.pth").touch()
+    refused(tmp_path / "empty.pth", "empty")
+    refused(tmp_path / "missing.pth", "no such file")
+    for page in ("<!DOCTYPE html><html>", "\ufeff\n <html><head><title>Google Drive - Virus scan warning"):
+        (tmp_path / "page.pth").write_text(page)
+        refused(tmp_path / "page.pth", "web page (HTML)", "browser")
+    (tmp_path / "notes.pth").write_text("# some notes\n")
+    refused(tmp_path / "notes.pth", "torch.save or safetensors", "# some notes")
+    with zipfile.ZipFile(tmp_path / "photos.zip", "w") as archive:
+        archive.writestr("photo.txt", "hi")
+    refused(tmp_path / "photos.zip", "truncated, or no checkpoint")
+    new, old = save(state, tmp_path / "new"), save(state, tmp_path / "old", _use_new_zipfile_serialization=False)
+    for whole in (new, old, tmp_path / "whole.safetensors"):
+        data = whole.read_bytes()
+        for length in (200, 5000, len(data) // 2, len(data) - 1000):
+            (tmp_path / "part.pth").write_bytes(data[:length])
+            refused(tmp_path / "part.pth", "truncated")
+
+
+@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize("value", [argparse.Namespace(eps=4.0), np.float64(55.6)], ids=["namespace", "numpy"])
+def test_what_needs_an_unpickle_is_refused_until_allowed(net, tmp_path, value, old):
+    content = {"model": library(net).state_dict(), "args": value}
+    path = save(content, tmp_path / "a.ckpt", _use_new_zipfile_serialization=not old)
+    message = refused(path, "more than tensors", "unsafe=True", "can run code")
+    assert re.search(r"argparse\.Namespace|numpy.*scalar", message)
+    with pytest.warns(UserWarning, match="a.ckpt: unpickled in full"):
+        found = read(path, unsafe=True)
+    assert found.kind == "robust-imagenet" and "ignored 'args'" in found.notes
+    same(found.state, net.state_dict())
+
+
+def test_reading_runs_no_code(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (exec, (f"open({str(tmp_path / 'ran')!r}, 'w')",))
+
+    path = save({"state_dict": {}, "evil": Evil()}, tmp_path / "a.pth")
+    refused(path, "unsafe=True", "exec")
+    assert not (tmp_path / "ran").exists()
+    with pytest.warns(UserWarning, match="unpickled in full"):
+        refused(path, "unknown content", unsafe=True)
+    assert (tmp_path / "ran").exists()  # so the first half of this test could have failed
+
+
+def test_an_unpickle_that_lacks_a_package(tmp_path, monkeypatch):
+    module = types.ModuleType("left_behind")
+    module.Thing = type("Thing", (), {"__module__": "left_behind"})
+    monkeypatch.setitem(sys.modules, "left_behind", module)
+    path = save({"args": module.Thing()}, tmp_path / "a.pth")
+    monkeypatch.delitem(sys.modules, "left_behind")
+    with pytest.warns(UserWarning):
+        refused(path, "install the package", "left_behind", unsafe=True)
+
+
+def test_unknown_content(net, tmp_path):
+    for content, words in (
+        ([1, 2], ("unknown content", "list")),
+        ({}, ("unknown content",)),
+        ({"epoch": 3}, ("unknown content", "'epoch'", "int")),
+        ({"features.0.weight": torch.zeros(1)}, ("unknown content", "features.0.weight", "layer1.0.conv1.weight")),
+        ({"state_dict": {"conv1.weight": "here"}}, ("'conv1.weight' in state_dict is a str",)),
+    ):
+        refused(save(content, tmp_path / "a.pth"), *words)
+
+
+def test_networks_that_are_not_whole(net, tmp_path):
+    def shapes(net):  # small on disk, whatever the network
+        return {name: torch.zeros(()).expand(tensor.shape) for name, tensor in net.state_dict().items()}
+
+    def less(name):
+        return {key: tensor for key, tensor in state.items() if key != name}
+
+    def other(name):
+        with torch.device("meta"):
+            return shapes(getattr(torchvision.models, name)())
+
+    state = shapes(net)
+    assert read(save(state, tmp_path / "a.pth")).network == "resnet18"
+
+    for content, words in (
+        (less("layer2.0.conv1.weight"), ("1 missing (layer2.0.conv1.weight", "resnet18")),
+        (less("fc.bias"), ("1 missing (fc.bias",)),
+        (less("conv1.weight"), ("1 missing (conv1.weight",)),
+        (state | {"layer5.weight": torch.zeros(2)}, ("1 too many (layer5.weight",)),
+        (state | {"layer2.0.conv1.weight": torch.zeros(128, 64, 1, 1)}, ("layer2.0.conv1.weight", "[128, 64, 1, 1]")),
+        (state | {"conv1.weight": torch.zeros(64, 3, 5, 5)}, ("conv1.weight", "[64, 3, 5, 5]", "[64, 3, 7, 7]")),
+        (state | {"fc.weight": torch.zeros(10, 512)}, ("fc.weight is [10, 512], where [1000, 512]",)),
+        (other("wide_resnet50_2"), ("where [", "resnet50")),
+        (other("resnet34"), ("too many (layer1.2.conv1.weight", "resnet18")),
+        (under("module.", state) | {"step": torch.tensor(1)}, ("step is not of the network", "module.*")),
+    ):
+        refused(save(content, tmp_path / "a.pth"), *words)
+
+
+def test_copies_that_differ_and_wrong_normalisers(net, tmp_path):
+    state = dict(library(net).state_dict())
+    name = "module.attacker.model.layer4.1.conv2.weight"
+    other = state | {name: state[name] + 1e-6}
+    refused(save({"model": other}, tmp_path / "a"), name, "module.model.layer4.1.conv2.weight", "equal copies")
+    other = {key: tensor for key, tensor in state.items() if key != name}
+    refused(save({"model": other}, tmp_path / "a"), name, "equal copies")
+    wrong = library(net, mean=(0.5, 0.5, 0.5)).state_dict()
+    refused(save({"model": wrong}, tmp_path / "a"), "wrong normaliser", "[0.5, 0.5, 0.5]", "[0.485, 0.456, 0.406]")
+    for name in ("module.normalizer.new_std", "module.attacker.normalize.new_mean"):
+        wrong = state | {name: state[name] * 1.01}
+        refused(save({"model": wrong}, tmp_path / "a"), "wrong normaliser", name)
+
+
+def test_load_into_is_strict(net):
+    state = net.state_dict()
+    target = resnet(seed=1)
+    load_into(target, state, "a.pth")
+    same(target.state_dict(), state)
+    for broken in (
+        {name: tensor for name, tensor in state.items() if name != "bn1.running_mean"},
+        under("module.", state),
+        state | {"extra": torch.zeros(1)},
+        state | {"layer1.0.conv1.weight": torch.zeros(1)},
+    ):
+        target = resnet(seed=1)
+        before = {name: tensor.clone() for name, tensor in target.state_dict().items()}
+        with pytest.raises(DwlthError, match="^a.pth: "):
+            load_into(target, broken, "a.pth")
+        same(target.state_dict(), before)
+
+
+def test_load_into_says_both_stems(net):
+    with pytest.raises(DwlthError, match=r"a.pth: its stem \(conv1\) is 7x7, the network's 3x3"):
+        load_into(resnet(small=True), net.state_dict(), "a.pth")
+    with pytest.raises(DwlthError, match="is 3x3, the network's 7x7"):
+        load_into(net, resnet(small=True).state_dict(), "a.pth")
+
+
+def test_load_into_keeps_the_networks_head_only_if_asked(net):
+    target = resnet(10, seed=1)
+    head = target.fc.weight.detach().clone()
+    with pytest.raises(DwlthError, match="1000 classes, the network's 10; own_head=True"):
+        load_into(target, net.state_dict(), "a.pth")
+    headless = {name: tensor for name, tensor in net.state_dict().items() if not name.startswith("fc.")}
+    with pytest.raises(DwlthError, match="fc.weight"):
+        load_into(target, headless, "a.pth")
+    for state in (net.state_dict(), headless):
+        load_into(target, state, "a.pth", own_head=True)
+        assert torch.equal(target.fc.weight, head)
+        assert torch.equal(target.conv1.weight, net.conv1.weight)
+
+
+def test_inspect_describes_any_checkpoint(net, ticket, tmp_path):
+    path = save({"model": library(net).state_dict(), "epoch": 90}, tmp_path / "robust.ckpt")
+    assert re.fullmatch(
+        r".*robust.ckpt: a robust-imagenet checkpoint: a resnet18 with a 7x7 stem for 1000 classes; "
+        r"normalised by mean \(0.485, .*\), std \(0.229, .*\); .*ignored 'epoch'\.",
+        describe(path),
+    )
+    save_file(net.state_dict(), tmp_path / "bare.safetensors")
+    assert "a torchvision checkpoint" in describe(tmp_path / "bare.safetensors")
+    path = save({"state_dict": ticket.state_dict(), "init": net.state_dict()}, tmp_path / "2.pth.tar")
+    said = describe(path)
+    assert "a reference-ticket checkpoint" in said and "a sparsity of 36.00%" in said and "rewinds to" in said
+    assert "\n" not in said
+    unknown = tmp_path / "notes.txt"
+    unknown.write_text("some notes")
+    with pytest.raises(DwlthError, match=r"notes.txt: no file of torch.save or safetensors"):
+        describe(unknown)
+    assert checkpoints.fetch(path, tmp_path) == path
