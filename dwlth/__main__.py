@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 
 from dwlth import figures, files, grid, presets, verdict
-from dwlth.errors import DwlthError
+from dwlth.errors import DwlthError, NotYet
 from dwlth.inspection import describe
 from dwlth.presets import Preset, Run
 from dwlth.results import Folder
@@ -128,10 +128,10 @@ def run(args) -> int:
         print(", ".join(f"{count} runs {status}" for status, count in ends.items()))
     for failed in (r for r in statuses if statuses[r] == "failed"):
         print(f"failed: {failed}: see {folder.record(preset.run_id(failed))}", file=sys.stderr)
-    folder.collect()
-    with contextlib.suppress(verdict.NotYet):
+    with contextlib.suppress(NotYet):
+        folder.collect()
+        draw(args)
         show_verdict(args)
-    draw(args)
     if ends["failed"]:
         return 1
     return 3 if ends["stopped"] else 0

@@ -1,4 +1,4 @@
-"""The one error that is the user's to mend."""
+"""Errors that are the user's to mend."""
 
 
 class DwlthError(ValueError):
@@ -6,3 +6,7 @@ class DwlthError(ValueError):
 
     The command line prints it as one line and exits with code 2.
     """
+
+
+class NotYet(DwlthError):
+    """The runs that are needed are not done yet."""

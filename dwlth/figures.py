@@ -8,8 +8,9 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from dwlth.errors import NotYet
 from dwlth.files import write
-from dwlth.verdict import CRITERIA, NotYet, verdict
+from dwlth.verdict import CRITERIA, verdict
 
 SOURCES = {
     "standard": ("Standard", "#0072B2", "o", ""),

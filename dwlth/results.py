@@ -13,7 +13,7 @@ import torch
 import torchvision
 
 import dwlth
-from dwlth.errors import DwlthError
+from dwlth.errors import DwlthError, NotYet
 from dwlth.files import set_aside, write
 from dwlth.presets import Run
 
@@ -70,12 +70,16 @@ class Folder:
 
     def collect(self) -> pd.DataFrame:
         """Add the finished records to `table.csv` and return it. A newer row takes the place of an older one for the
-        same run, also of one with other settings (an older preset's); rows whose records are elsewhere stay."""
+        same run, also of one with other settings (an older preset's); rows whose records are elsewhere stay.
+
+        Raises:
+            NotYet: without a finished run.
+        """
         rows = pd.DataFrame([_row(record) for record in self.records() if record["status"] == "ok"])
         if self.table.exists():
             rows = pd.concat([read_table(self.table), rows], ignore_index=True).drop_duplicates(KEY, keep="last")
         if not len(rows):
-            raise DwlthError(f"{self.path}: no finished run yet; `python -m dwlth run` makes them")
+            raise NotYet(f"{self.path}: no finished run yet; `python -m dwlth run` makes them")
         rows = rows.sort_values(KEY, kind="stable").reset_index(drop=True)
         write(self.table, lambda path: rows.to_csv(path, index=False, lineterminator="\n", float_format="%.10g"))
         return read_table(self.table)

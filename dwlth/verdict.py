@@ -4,13 +4,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from dwlth.errors import DwlthError
+from dwlth.errors import DwlthError, NotYet
 from dwlth.presets import SOURCES
-
-
-class NotYet(DwlthError):
-    """The runs that a verdict needs are not all there."""
-
 
 CRITERIA = {
     "SA, standard transfer": ("standard", "sa"),

@@ -1,8 +1,8 @@
 import pandas as pd
 import pytest
 
-from dwlth.errors import DwlthError
-from dwlth.verdict import NotYet, report, verdict
+from dwlth.errors import DwlthError, NotYet
+from dwlth.verdict import report, verdict
 
 ROUNDS = range(0, 20)
 
