@@ -1,4 +1,4 @@
-"""The command line: `python -m dwlth plan|run|verdict|figures|inspect`."""
+"""The command line: `python -m dwlth plan|run|verdict|figures|inspect|import|export`."""
 
 import argparse
 import contextlib
@@ -15,7 +15,7 @@ from functools import partial
 import pandas as pd
 import torch
 
-from dwlth import figures, files, grid, presets, verdict
+from dwlth import figures, files, grid, presets, tickets, verdict
 from dwlth.errors import DwlthError, NotYet
 from dwlth.inspection import describe
 from dwlth.presets import Preset, Run
@@ -43,12 +43,14 @@ def main(argv: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m dwlth", description=__doc__, epilog=EPILOG)
-    commands = parser.add_subparsers(required=True, metavar="plan|run|verdict|figures|inspect")
+    commands = parser.add_subparsers(required=True, metavar="plan|run|verdict|figures|inspect|import|export")
     for name, command, help_ in (
         ("plan", plan, "count the runs done and left, and estimate the time left"),
         ("run", run, "do the runs left, then print the verdict and draw the figures"),
         ("verdict", show_verdict, "the sparsest double-win tickets, from the table"),
         ("figures", draw, "draw the figures from the table"),
+        ("import", import_ticket, "take in a ticket of the paper's public code"),
+        ("export", export_ticket, "write a ticket as the paper's public code reads it"),
     ):
         sub = commands.add_parser(name, help=help_, description=help_, epilog=EPILOG)
         sub.set_defaults(command=command)
@@ -62,14 +64,22 @@ def _parser() -> argparse.ArgumentParser:
             sub.add_argument("--stage", action="append", help=f"only this stage: {', '.join(presets.STAGES)}")
             sub.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
             sub.add_argument("--workers", type=int, help="processes (default: one per core, or one on a GPU)")
+        if name in ("import", "export"):
+            sub.add_argument("file")
+            sub.add_argument("--source", required=True, help="its pre-training source")
+            sub.add_argument("--round", required=True, type=int, help="its IMP round")
+            sub.add_argument("--seed", default=0, type=int)
+        if name == "import":
+            sub.add_argument("--force", action="store_true", help="whatever weights it belongs to")
         if name == "run":
             sub.add_argument("--minutes", type=float, default=math.inf, help="stop cleanly after so long")
         if name in ("run", "verdict", "figures"):
             help_ = "points that a double-win ticket may lose (default: one standard error of the dense runs)"
             sub.add_argument("--tolerance", type=float, help=help_)
     sub = commands.add_parser("inspect", help="say what a file is", epilog=EPILOG)
-    sub.add_argument("file")
-    sub.set_defaults(command=lambda args: print(describe(args.file)) or 0)
+    sub.add_argument("file", help="a source, ticket, record or table, or a checkpoint from elsewhere")
+    sub.add_argument("--unsafe", action="store_true", help="unpickle the file in full, which can run code in it")
+    sub.set_defaults(command=lambda args: print(describe(args.file, args.unsafe)) or 0)
     return parser
 
 
@@ -129,7 +139,6 @@ def run(args) -> int:
     for failed in (r for r in statuses if statuses[r] == "failed"):
         print(f"failed: {failed}: see {folder.record(preset.run_id(failed))}", file=sys.stderr)
     with contextlib.suppress(NotYet):
-        folder.collect()
         draw(args)
         show_verdict(args)
     if ends["failed"]:
@@ -148,6 +157,27 @@ def draw(args) -> int:
     for path in figures.draw_all(folder.collect(), folder.figures, args.tolerance):
         print(path)
     return 0
+
+
+def import_ticket(args) -> int:
+    preset, run, folder = _ticket(args)
+    print(tickets.import_reference(args.file, preset, run, folder, args.force))
+    return 0
+
+
+def export_ticket(args) -> int:
+    preset, run, folder = _ticket(args)
+    tickets.export_reference(args.file, preset, run, folder)
+    return 0
+
+
+def _ticket(args) -> tuple[Preset, Run, Folder]:
+    preset = presets.get(args.preset).override(args.set)
+    if args.source not in preset.pretrain:
+        raise DwlthError(f"unknown source {args.source!r}: choose from {', '.join(preset.pretrain)}")
+    if args.round < 1:
+        raise DwlthError(f"--round {args.round}: give 1 or more; round 0 is the dense network")
+    return preset, Run("transfer", args.source, args.seed, args.round), Folder(args.results, preset.name, args.data)
 
 
 def _threads(args) -> int:

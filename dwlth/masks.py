@@ -112,10 +112,11 @@ def random(net: nn.Module, seed: int) -> dict[str, Tensor]:
     return {name: torch.rand(weight.shape, generator=generator) for name, weight in prunable(net).items()}
 
 
-def fingerprint(net: nn.Module) -> str:
-    """16 hex digits that name the convolution weights of `net`: a ticket belongs to one set of weights."""
+def fingerprint(weights: Mapping[str, Tensor]) -> str:
+    """16 hex digits that name the convolution weights of a network (`prunable(net)`, or a part of a state dict in the
+    same order): a ticket belongs to one set of weights."""
     digest = hashlib.sha256()
-    for name, weight in prunable(net).items():
+    for name, weight in weights.items():
         digest.update(f"{name}{list(weight.shape)}".encode())
         digest.update(weight.detach().float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dwlth import data, masks, sources
+from dwlth import checkpoints, data, masks, sources
 from dwlth.errors import DwlthError
 from dwlth.files import read_tensors, write_tensors
 from dwlth.masks import Mask
@@ -23,7 +23,7 @@ def imp_round(preset: Preset, run: Run, folder: Folder, device: str, **training)
     so ticket k has sparsity 1 - 0.8^k (paper). `training` goes to `dwlth.training.fit`."""
     task = data.load(preset.upstream, folder.data).to(device)
     model = sources.load(preset, run, folder, device)
-    belongs_to = masks.fingerprint(model.net)
+    belongs_to = masks.fingerprint(masks.prunable(model.net))
     mask = find(preset, run, folder, model)
     seed = stream(run.seed, "imp", run.round)
     recipe, history = preset.recipe(run), []
@@ -57,7 +57,7 @@ def find(preset: Preset, run: Run, folder: Folder, source: Classifier) -> Mask:
     if run.method == "imp":
         path = folder.ticket(run, run.round)
         mask, about = load(path)
-        found = masks.fingerprint(source.net)
+        found = masks.fingerprint(masks.prunable(source.net))
         if about["belongs_to"] != found:
             raise DwlthError(f"{path}: a ticket of the weights {about['belongs_to']}, but these are {found}")
         return mask
@@ -65,6 +65,46 @@ def find(preset: Preset, run: Run, folder: Folder, source: Classifier) -> Mask:
     for _ in range(run.round):  # in steps, so that the counts are exactly those of IMP
         mask = masks.prune(mask, scores, preset.prune_rate)
     return mask
+
+
+def import_reference(file: str | Path, preset: Preset, run: Run, folder: Folder, force: bool = False) -> Path:
+    """Put a ticket of the paper's public code where `run` (a transfer of ticket `run.round`) will find it.
+
+    Its file must hold the pre-trained weights it rewinds to, and they must be those of the source in the folder;
+    `force` takes it on trust. Returns the ticket's path.
+
+    Raises:
+        DwlthError: if the file is no ticket, is one of another network, or belongs to other weights.
+    """
+    found = checkpoints.read(file)
+    if found.mask is None:
+        raise DwlthError(f"{file}: a dense {found.network} ({found.kind}), where a ticket should be")
+    source = sources.load(preset, run, folder, "cpu")
+    own = masks.prunable(source.net)
+    belongs_to = masks.fingerprint(own)
+    checkpoints.load_into(source.net, found.state, file, own_head=True)  # says where the networks differ
+    theirs = "unknown" if found.init is None else masks.fingerprint({name: found.init[name] for name in own})
+    if theirs != belongs_to and not force:
+        path = folder.source(run)
+        raise DwlthError(f"{file}: a ticket of the weights {theirs}, but those of {path} are {belongs_to}; --force")
+    save(
+        folder.ticket(run, run.round),
+        found.mask,
+        id=preset.run_id(Run("imp", run.source, run.seed, run.round - 1)),
+        preset=preset.name,
+        source=run.source,
+        method=f"imported from {Path(file).name}",
+        seed=run.seed,
+        round=run.round,
+        belongs_to=belongs_to,
+    )
+    return folder.ticket(run, run.round)
+
+
+def export_reference(file: str | Path, preset: Preset, run: Run, folder: Folder) -> None:
+    """Write the ticket of a run, on its pre-trained weights, as the paper's public code reads it."""
+    source = sources.load(preset, run, folder, "cpu")
+    checkpoints.write_reference_ticket(file, source.net.state_dict(), find(preset, run, folder, source))
 
 
 def save(path: Path, mask: Mask, **about: Any) -> None:
