@@ -50,7 +50,7 @@ def test_testing_views_are_torchvisions(augment, shape, device):
     ours = augment(images.to(device)).cpu()
     theirs = one.center_crop(one.resize(images / 255, [augment.resize]), [augment.size])
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
-    assert 0 <= ours.min() and ours.max() <= 1
+    assert ours.min() >= 0 and ours.max() <= 1
 
 
 @pytest.mark.parametrize("side", [32, 300])
