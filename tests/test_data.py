@@ -1,9 +1,21 @@
+import functools
+import hashlib
+import http.server
+import pickle
+import subprocess
+import sys
+import tarfile
+import threading
+
 import numpy as np
 import pytest
+import scipy.io
 import torch
 from sklearn.datasets import load_digits
+from torchvision import datasets
 
 from dwlth import data
+from dwlth.augment import Augment
 from dwlth.errors import DwlthError
 
 
@@ -63,6 +75,183 @@ def test_refuses_a_bad_fraction(digits, fraction):
         data.balanced_subset(digits.train.labels, fraction, seed=0)
 
 
+PAPER = [
+    ("cifar10", 0.1, 4500),
+    ("cifar10", 0.01, 450),
+    ("cifar100", 0.1, 4500),
+    ("svhn", 0.1, 6825),
+    ("svhn", 0.01, 682),
+]
+
+
+@pytest.mark.parametrize("name, fraction, n", PAPER)
+def test_the_papers_parts_are_the_first_images(name, fraction, n):
+    labels = torch.arange(data.TRAIN_IMAGES[name]) % 10
+    assert data.subset(labels, fraction, "first") == list(range(n))
+
+
+def test_a_part_is_not_one_short_for_want_of_precision():
+    labels = torch.zeros(100).long()
+    assert [len(data.subset(labels, n / 100, "first")) for n in range(1, 101)] == list(range(1, 101))
+
+
+def test_random_parts_are_seeded_and_nested(device):
+    labels = (torch.arange(5000) % 10).to(device)
+    small, large = (data.subset(labels, fraction, "random", seed=0) for fraction in (0.1, 0.3))
+    assert len(small) == 500 and len(large) == 1500 and set(small) < set(large) and small == sorted(small)
+    assert small == data.subset(labels, 0.1, "random", seed=0) != data.subset(labels, 0.1, "random", seed=1)
+    assert abs(np.mean(small) - 2500) < 200  # from everywhere, not the first
+    assert data.subset(labels, 0.1, "balanced", 3) == data.balanced_subset(labels, 0.1, 3)
+
+
+def test_refuses_a_part_without_a_class_and_says_what_would_do():
+    labels = torch.zeros(1000).long()
+    labels[37], labels[503] = 1, 2
+    with pytest.raises(DwlthError, match="fraction 0.1 .*first: 100 of 1000 .*class 2: give 0.504 or more") as error:
+        data.subset(labels, 0.1, "first")
+    assert "\n" not in str(error.value)
+    assert data.subset(labels, 0.504, "first") == list(range(504))
+    assert data.subset(labels, 0.1, "first", allow_empty=True) == list(range(100))
+    with pytest.raises(DwlthError, match="random.*none of class"):
+        data.subset(labels, 0.01, "random", seed=0)
+    assert {37, 503} <= set(data.subset(labels, 0.01, "balanced"))
+
+
+@pytest.mark.parametrize("fraction", [0, -0.1, 1.1, float("nan")])
+@pytest.mark.parametrize("how", ["first", "random", "balanced"])
+def test_refuses_a_bad_fraction_for_every_kind_of_part(fraction, how):
+    with pytest.raises(DwlthError, match="fraction of the training data is"):
+        data.subset(torch.zeros(10), fraction, how)
+
+
+def test_refuses_an_unknown_kind_of_part():
+    with pytest.raises(DwlthError, match="'last', not one of first, random, balanced"):
+        data.subset(torch.zeros(10), 0.5, "last")
+
+
 def test_refuses_an_unknown_name():
-    with pytest.raises(DwlthError, match="'mnist'.*digits0-4"):
+    with pytest.raises(DwlthError, match="'mnist'.*digits0-4.*cifar10.*folder:PATH"):
         data.load("mnist")
+
+
+def md5(path):
+    return hashlib.md5(path.read_bytes()).hexdigest()
+
+
+def write_cifar(root, kind, monkeypatch):
+    """Miniature batches as the real archive has them, random pixels, and torchvision's checksums to match."""
+    rng = np.random.default_rng(0)
+    key, classes = ("labels", 10) if kind is datasets.CIFAR10 else ("fine_labels", 100)
+    folder = root / kind.base_folder
+    folder.mkdir(parents=True)
+    written = {}
+    for part, files in (("train", kind.train_list), ("test", kind.test_list)):
+        n = (200 if part == "train" else 100) // len(files)
+        for index, (name, _) in enumerate(files):
+            pixels = rng.integers(0, 256, (n, 3072), dtype=np.uint8)
+            labels = ((np.arange(n) + index) % classes).tolist()
+            batch = {"data": pixels, key: labels, "batch_label": name, "filenames": [f"{i}.png" for i in range(n)]}
+            (folder / name).write_bytes(pickle.dumps(batch, protocol=2))
+            written.setdefault(part, []).append((pixels, labels))
+        monkeypatch.setattr(kind, f"{part}_list", [[name, md5(folder / name)] for name, _ in files])
+    meta = folder / kind.meta["filename"]
+    meta.write_bytes(pickle.dumps({kind.meta["key"]: [str(i) for i in range(classes)]}, protocol=2))
+    monkeypatch.setattr(kind, "meta", kind.meta | {"md5": md5(meta)})
+    join = lambda part: [np.concatenate(pieces) for pieces in zip(*written[part])]
+    return {part: (pixels.reshape(-1, 3, 32, 32), labels) for part in written for pixels, labels in [join(part)]}
+
+
+def write_svhn(root, monkeypatch):
+    """Miniature .mat files as the real ones: X is uint8 [32, 32, 3, N], y is uint8 [N, 1] with 10 for the digit 0."""
+    rng = np.random.default_rng(0)
+    root.mkdir(parents=True, exist_ok=True)
+    written, checksums = {}, {}
+    for part, n in (("train", 200), ("test", 100)):
+        pixels, labels = rng.integers(0, 256, (n, 3, 32, 32), dtype=np.uint8), np.arange(n) % 10
+        path = root / f"{part}_32x32.mat"
+        y = np.where(labels == 0, 10, labels).astype(np.uint8)[:, None]
+        scipy.io.savemat(path, {"X": pixels.transpose(2, 3, 1, 0), "y": y}, do_compression=True)
+        written[part] = pixels, labels
+        checksums[part] = [f"file:///nowhere/{path.name}", path.name, md5(path)]
+    monkeypatch.setattr(datasets.SVHN, "split_list", checksums)
+    return written
+
+
+@pytest.mark.parametrize("name, classes", [("cifar10", 10), ("cifar100", 100), ("svhn", 10)])
+def test_published_datasets_have_torchvisions_order_and_the_papers_splits(tmp_path, monkeypatch, name, classes):
+    kind = getattr(datasets, name.upper())
+    images = write_svhn(tmp_path, monkeypatch) if name == "svhn" else write_cifar(tmp_path, kind, monkeypatch)
+    monkeypatch.setitem(data.TRAIN_IMAGES, name, 150)
+    dataset = data.load(name, tmp_path)
+    assert [len(split) for split in (dataset.train, dataset.val, dataset.test)] == [150, 50, 100]
+    assert dataset.classes == classes and (dataset.mean, dataset.std) == data.MEAN_STD[name]
+    pixels, labels = images["train"]
+    for split, part in ((dataset.train, slice(0, 150)), (dataset.val, slice(150, 200))):
+        assert split.images.dtype == torch.uint8 and np.array_equal(split.images, pixels[part])
+        assert split.labels.dtype == torch.int64 and split.labels.tolist() == list(labels[part])
+    assert np.array_equal(dataset.test.images, images["test"][0])
+    theirs = kind(tmp_path, **({"split": "train"} if name == "svhn" else {"train": True}))
+    image, label = theirs[7]
+    assert np.array_equal(dataset.train.images[7].permute(1, 2, 0), image) and dataset.train.labels[7] == label
+    assert data.load(name, tmp_path) is dataset
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    """A web server on this machine, of the folder `far`; its address."""
+    monkeypatch.setenv("no_proxy", "*")
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path / "far")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_what_is_absent_is_downloaded_and_checked(tmp_path, monkeypatch, server):
+    write_cifar(tmp_path / "far", datasets.CIFAR10, monkeypatch)
+    archive = tmp_path / "far" / datasets.CIFAR10.filename
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(tmp_path / "far" / datasets.CIFAR10.base_folder, datasets.CIFAR10.base_folder)
+    monkeypatch.setattr(datasets.CIFAR10, "url", f"{server}/{archive.name}")
+    with pytest.raises(DwlthError, match="^cifar10: not in .*here.*corrupted.*cifar-10-batches-py/ of http:") as error:
+        data.load("cifar10", tmp_path / "here")  # the real hash, which this archive has not
+    assert "\n" not in str(error.value)
+    monkeypatch.setattr(datasets.CIFAR10, "tgz_md5", md5(archive))
+    monkeypatch.setitem(data.TRAIN_IMAGES, "cifar10", 150)
+    assert len(data.load("cifar10", tmp_path / "here").val) == 50
+
+
+@pytest.mark.parametrize("name, where", [("cifar100", "cifar-100-python/"), ("svhn", "train_32x32.mat and test_32x32")])
+def test_says_what_to_put_where_if_there_is_no_download(tmp_path, monkeypatch, name, where):
+    if name == "svhn":
+        write_svhn(tmp_path / "far", monkeypatch)
+    monkeypatch.setattr(datasets.CIFAR100, "url", "file:///nowhere/cifar.tar.gz")
+    with pytest.raises(DwlthError, match=f"^{name}: .*cannot be downloaded.*put {where}.*nowhere.* into") as error:
+        data.load(name, tmp_path / "here")
+    assert str(tmp_path / "here") in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_damaged_copy_is_not_read(tmp_path, monkeypatch):
+    write_svhn(tmp_path, monkeypatch)
+    with open(tmp_path / "test_32x32.mat", "r+b") as file:
+        file.truncate(1000)
+    with pytest.raises(DwlthError, match="svhn: not in .* or not sound"):
+        data.load("svhn", tmp_path)
+
+
+def test_batches_are_augmented_where_a_generator_is_given(task):
+    augment = Augment("pad", padding=2)
+    device = task.train.labels.device
+    seeded = lambda: torch.Generator(device).manual_seed(0)
+    plain = torch.cat([x for x, _ in task.test.batches(64, None, augment)])
+    assert torch.equal(plain, task.test.images / 255)
+    views, labels = next(task.train.batches(32, seeded(), augment))
+    again, _ = next(task.train.batches(32, seeded(), augment))
+    bare, same_labels = next(task.train.batches(32, seeded()))
+    assert torch.equal(views, again) and torch.equal(labels, same_labels) and not torch.equal(views, bare)
+
+
+def test_importing_data_imports_no_heavy_library():
+    code = "import sys, dwlth.data; print([m for m in ('torchvision', 'sklearn', 'scipy', 'PIL') if m in sys.modules])"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
