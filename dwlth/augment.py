@@ -62,16 +62,17 @@ class Augment:
             return images.float().div_(255)
         boxes, flips = self.draw(n, height, width, generator)
         top, left, box_height, box_width = boxes.T
+        flips = flips.view(n, 1, 1)
         if self.crop == "resized":
             rows = _bilinear(top, box_height, self.size, height)
-            images = _resample(images, rows, _bilinear(left, box_width, self.size, width))
-        elif self.crop == "pad":
+            columns = _bilinear(left, box_width, self.size, width)
+            return _resample(images, rows, torch.where(flips, columns.flip(1), columns))
+        if self.crop == "pad":
             padded = F.pad(images, [self.padding] * 4)
             windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # a view: [n, C, places, places, H, W]
             each = torch.arange(n, device=images.device)
             images = windows[each, :, top + self.padding, left + self.padding]
-        images = torch.where(flips.view(-1, 1, 1, 1), images.flip(3), images)
-        return images if self.crop == "resized" else images.float().div_(255)
+        return torch.where(flips.unsqueeze(1), images.flip(3), images).float().div_(255)
 
     def draw(self, n: int, height: int, width: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Random views of n images of one size: boxes (int64 [n, 4]: top, left, height, width; those of `pad` may
@@ -129,7 +130,8 @@ def _bilinear(start: Tensor, length: Tensor, out: int, pixels: int) -> Tensor:
 
 
 def _resample(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Images (uint8 [n, C, H, W]) resized by weights for their rows and columns, as floats in [0, 1]."""
-    with torch.autocast(images.device.type, enabled=False):  # half precision would cost a grey level
+    """Images (uint8 [n, C, H, W]) resized by weights for their rows and columns, as floats in [0, 1]. Where a program
+    lets float32 products use TF32, they are right to half a grey level only."""
+    with torch.autocast(images.device.type, enabled=False):  # half precision would cost a whole one, and more
         pixels = images.float().div_(255)
         return (rows.unsqueeze(1) @ pixels @ columns.mT.unsqueeze(1)).clamp_(0, 1)
