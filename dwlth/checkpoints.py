@@ -97,12 +97,13 @@ def read(path: str | Path, unsafe: bool = False) -> Checkpoint:
     state = {name.removesuffix("_orig"): tensor for name, tensor in state.items()}
     network, stem, classes = _verify(path, state)
     # the reference code puts the downstream normaliser in front of what it transfers: nn.Sequential(normalize, net)
-    known = (IMAGENET, *DOWNSTREAM) if masks and prefix == "1." else (IMAGENET,)
+    known = (IMAGENET, *DOWNSTREAM) if masks and prefix.endswith("1.") else (IMAGENET,)
     mean, std = _constants(path, normaliser, known)
     init = None
     if masks and isinstance(content.get("init"), Mapping):
         init = _unwrap(path, _tensors(path, content["init"], "init"))[1]
-        _verify(path, init)
+        if _verify(path, init)[:2] != (network, stem):
+            raise DwlthError(f"{path}: its init is not the {network} with the {stem} stem that its state_dict is")
 
     library = any(name.endswith("new_mean") for name in normaliser)  # what MadryLab's library calls it
     if masks:
@@ -151,9 +152,10 @@ def write_reference_ticket(path: str | Path, state: Mapping[str, Tensor], mask: 
     network under `torch.nn.utils.prune` loads its `state_dict` strictly.
 
     Raises:
-        DwlthError: if the mask speaks of weights that are not in `state`, or of other shapes.
+        DwlthError: if the mask is not that of all convolutions in `state`.
     """
-    _compare(f"{path}: mask", mask, {name: state[name] for name in mask if name in state})
+    convolutions = {name: tensor for name, tensor in state.items() if tensor.dim() == 4}
+    _compare(f"{path}: mask", mask, convolutions, " of the convolutions")
     weights = {}
     for name, tensor in state.items():
         weights[f"{name}_orig" if name in mask else name] = tensor.detach().cpu()

@@ -236,8 +236,9 @@ def test_tickets_of_the_adversarial_code_hold_a_normaliser(net, ticket, tmp_path
     same(found.init, net.state_dict())
     cifar10 = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
     before = under("0.", Normalize(*cifar10).state_dict()) | under("1.", ticket)
-    found = read(save({"state_dict": before}, tmp_path / "b"))
-    assert (found.mean, found.std) == cifar10
+    for state in (before, under("module.", before)):
+        found = read(save({"state_dict": state}, tmp_path / "b"))
+        assert (found.mean, found.std) == cifar10
     wrong = under("normalize.", Normalize(*cifar10).state_dict()) | ticket
     refused(save({"state_dict": wrong}, tmp_path / "c"), "wrong normaliser", "0.4914", "0.485")
 
@@ -266,9 +267,12 @@ def test_our_ticket_is_what_the_prune_functions_write(net, tmp_path):
     reference.load_state_dict(ours)
 
 
-def test_a_mask_of_other_shapes_is_not_written(net, tmp_path):
+def test_a_mask_of_another_network_is_not_written(net, tmp_path):
     mask = masks.dense(resnet(small=True))
     with pytest.raises(DwlthError, match=r"conv1.weight is \[64, 3, 3, 3\], where \[64, 3, 7, 7\]"):
+        write_reference_ticket(tmp_path / "a", net.state_dict(), mask)
+    del mask["conv1.weight"]
+    with pytest.raises(DwlthError, match=r"mask: not the 20 tensors of the convolutions: 1 missing \(conv1.weight"):
         write_reference_ticket(tmp_path / "a", net.state_dict(), mask)
     assert not (tmp_path / "a").exists()
 
@@ -279,6 +283,15 @@ def test_incomplete_masks_are_refused(ticket, tmp_path):
     refused(save({"state_dict": some}, tmp_path / "a"), "mask", "1 missing (layer1.0.conv1.weight")
     state["conv1.weight_mask"] = state["conv1.weight_mask"] / 2
     refused(save({"state_dict": state}, tmp_path / "a"), "conv1.weight", "0 and 1")
+
+
+def test_a_ticket_rewinds_to_its_own_network(net, ticket, tmp_path):
+    state = ticket.state_dict()
+    for init, words in (
+        (net.state_dict() | {"conv1.weight": torch.zeros(64, 3, 3, 3)}, "init is not the resnet18 with the 7x7 stem"),
+        (net.state_dict() | {"bn1.bias": torch.zeros(3)}, "bn1.bias is [3], where [64]"),
+    ):
+        refused(save({"state_dict": state, "init": init}, tmp_path / "a"), words)
 
 
 def test_damaged_files(net, tmp_path):
