@@ -172,7 +172,7 @@ def _hugging_face(where: str, folder: Path) -> Path:
     try:
         from huggingface_hub import hf_hub_download
     except ImportError:
-        raise DwlthError(f"{where}: needs the package huggingface_hub: pip install huggingface_hub") from None
+        raise DwlthError(f"{where}: needs the package huggingface_hub: install the extra dwlth[hub]") from None
     try:
         return Path(hf_hub_download(f"{owner}/{repo}", filename, local_dir=folder))
     except Exception as error:  # its own classes, and those of whichever HTTP library it uses

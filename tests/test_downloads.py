@@ -167,7 +167,7 @@ def test_hugging_face(tmp_path, monkeypatch):
     refused("1,048,576 bytes, where 204,818,947 should be .hearsay: .* its own size and sha256", where, tmp_path)
     assert fetch(where, tmp_path, SHA256).exists()
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    refused("pip install huggingface_hub", where, tmp_path)
+    refused("dwlth\\[hub\\]", where, tmp_path)
 
 
 def test_the_real_huggingface_hub_asks_this_server(server, tmp_path, monkeypatch):
