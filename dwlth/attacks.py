@@ -94,7 +94,7 @@ class Attack:
             loss = F.cross_entropy(model(adv), y)
             # autograd.grad with one input computes no weight gradients, and leaves every .grad alone
             (gradient,) = torch.autograd.grad(-loss if self.targeted else loss, adv)
-            adv = project(adv.detach().add_(along(gradient), alpha=self.step_size), x, self.eps)
+            adv = project(adv.detach() + self.step_size * along(gradient), x, self.eps)
         return adv
 
     @torch.no_grad()
