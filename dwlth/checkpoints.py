@@ -196,7 +196,7 @@ def _load(path: Path, unsafe: bool) -> Any:
     if not unsafe:
         raise DwlthError(
             f"{path}: holds more than tensors ({found[1] if found else 'an unknown object'}), which takes a full "
-            "unpickle, and that can run code; if you trust the file: inspect --unsafe, --set pretrain.SOURCE.unsafe=True"
+            "unpickle, which can run code; if you trust the file: inspect --unsafe, --set pretrain.SOURCE.unsafe=True"
         )
     warnings.warn(f"{path}: unpickled in full: any code in it has run", stacklevel=3)
     try:
