@@ -151,14 +151,8 @@ def autoattack(
                 classes = model(x[:1]).shape[1]
             if classes < 4:
                 raise DwlthError(f"autoattack: the model has {classes} classes, and the targeted DLR loss needs 4")
-            # through a flat view and back, gradients come out contiguous, as its code needs; not so from channels_last
-            attack = AutoAttack(
-                lambda z: model(z.flatten(1).view_as(z)),
-                norm={"linf": "Linf", "l2": "L2"}[norm],
-                eps=eps,
-                seed=seed,
-                device=x.device,
-            )
+            library_norm = {"linf": "Linf", "l2": "L2"}[norm]
+            attack = AutoAttack(model, norm=library_norm, eps=eps, seed=seed, device=x.device)
             attack.apgd_targeted.n_target_classes = attack.fab.n_target_classes = min(9, classes - 1)
             return attack.run_standard_evaluation(x.contiguous(), y, batch_size=batch_size)[0]
     finally:

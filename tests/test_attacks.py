@@ -148,42 +148,44 @@ def package():
     return pytest.importorskip("pyautoattack")
 
 
-def test_autoattack_leaves_all_as_it_found_it(package, model, batch):
-    x, y = batch
-    model.train()
-    model.net.bn1.eval()
-    model.net.fc.weight.requires_grad_(False)
-    model.net.conv1.weight.grad = torch.ones_like(model.net.conv1.weight)
-    before, images = state(model), x.clone()
+def test_autoattack_leaves_all_as_it_found_it(package, device):
+    """In a ball so small that all images withstand all four attacks."""
+    torch.manual_seed(0)
+    layers = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 4)
+    net = nn.Sequential(*layers).to(device, memory_format=torch.channels_last)
+    x = torch.rand(4, 3, 6, 6, device=device).to(memory_format=torch.channels_last)
+    y = net.eval()(x).argmax(1)
+    net.train()
+    net[1].eval()  # a module with a mode of its own
+    net[5].weight.requires_grad_(False)
+    net[0].weight.grad = torch.ones_like(net[0].weight)
+    before, images = state(net), x.clone()
     torch.manual_seed(3)
     expected = torch.rand(1)
     torch.manual_seed(3)
-    trace = lambda *_: None
-    old = sys.gettrace()
+    trace, old = lambda *_: None, sys.gettrace()
     sys.settrace(trace)
     try:
-        adv = autoattack(model, x, y, eps=4.0, norm="l2")
+        adv = autoattack(net, x, y, eps=0.1, norm="l2")
         assert sys.gettrace() is trace
     finally:
         sys.settrace(old)
     assert torch.rand(1) == expected and torch.equal(x, images)
-    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
-    assert model.training and not model.net.bn1.training
-    assert not model.net.fc.weight.requires_grad and model.net.conv1.weight.requires_grad
-    assert torch.equal(model.net.conv1.weight.grad, torch.ones_like(model.net.conv1.weight))
-    assert model.net.layer1[0].conv1.weight.grad is None and not adv.requires_grad
-    assert (adv - x).flatten(1).norm(dim=1).max() <= 4.0 + 1e-5 and adv.min() >= 0 and adv.max() <= 1
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+    assert net.training and net[0].training and not net[1].training
+    assert not net[5].weight.requires_grad and net[0].weight.requires_grad
+    assert torch.equal(net[0].weight.grad, torch.ones_like(net[0].weight)) and net[0].bias.grad is None
+    assert torch.equal(adv, x) and not adv.requires_grad
+
+
+def test_autoattack_in_l2(package, model, batch):
+    """In a ball so large that all images fall."""
+    x, y = batch
+    adv = autoattack(model, x, y, eps=4.0, norm="l2")
     assert (model.eval()(adv).argmax(1) != y).all()
+    assert 1 < (adv - x).flatten(1).norm(dim=1).max() <= 4.0 + 1e-5 and adv.min() >= 0 and adv.max() <= 1
     assert torch.equal(autoattack(model, x, y, eps=4.0, norm="l2"), adv)  # the seed decides
-
-
-def test_autoattack_takes_networks_in_channels_last(package):
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 4))
-    net.to(memory_format=torch.channels_last)
-    x = torch.rand(4, 3, 6, 6).to(memory_format=torch.channels_last)
-    y = net(x).argmax(1)
-    assert (net(autoattack(net, x, y, eps=1.0)).argmax(1) != y).any()
+    assert not torch.equal(autoattack(model, x, y, eps=4.0, norm="l2", seed=1), adv)
 
 
 def test_autoattack_refuses_what_it_cannot_do(package, model, batch, monkeypatch):
