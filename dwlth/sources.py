@@ -59,11 +59,18 @@ def _given(given: Given, preset: Preset, folder: Folder) -> Classifier:
 def _measure_if_possible(preset: Preset, run: Run, folder: Folder, model: Classifier, seed: int) -> tuple:
     """SA and RA on the pre-training task; None and None, with a warning, without its data: transfers need none."""
     try:
-        test = data.load(preset.upstream, folder.data).test.to(model.mean.device)
+        task = data.load(preset.upstream, folder.data)
     except DwlthError as error:
         warnings.warn(f"the {run.source} source is not measured: {error}", stacklevel=2)
         return None, None
-    return evaluate(model, test, preset.evaluation, seed, preset.imp[run.source].augment)
+    check_head(model, task)
+    return evaluate(model, task.test.to(model.mean.device), preset.evaluation, seed, preset.imp[run.source].augment)
+
+
+def check_head(model: Classifier, task: data.Dataset) -> None:
+    """Raise `DwlthError` where a source's head and its pre-training task differ in their number of classes."""
+    if model.net.fc.out_features != task.classes:
+        raise DwlthError(f"the source has {model.net.fc.out_features} classes, but its task {task.name} {task.classes}")
 
 
 def load(preset: Preset, run: Run, folder: Folder, device: str) -> Classifier:

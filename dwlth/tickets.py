@@ -23,6 +23,7 @@ def imp_round(preset: Preset, run: Run, folder: Folder, device: str, **training)
     so ticket k has sparsity 1 - 0.8^k (paper). `training` goes to `dwlth.training.fit`."""
     task = data.load(preset.upstream, folder.data).to(device)
     model = sources.load(preset, run, folder, device)
+    sources.check_head(model, task)
     belongs_to = masks.fingerprint(masks.prunable(model.net))
     mask = find(preset, run, folder, model)
     seed = stream(run.seed, "imp", run.round)
