@@ -22,6 +22,15 @@ def state(model):
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Tensors this small gain nothing from two, and on a busy machine wait for the second at every operation."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
 def trained():
     """A network trained adversarially on the digits for a moment, and its task."""

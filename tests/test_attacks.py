@@ -145,7 +145,11 @@ def test_an_attack_is_a_plain_value():
 
 @pytest.fixture
 def package():
-    return pytest.importorskip("pyautoattack")
+    package = pytest.importorskip("pyautoattack")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # on a busy machine its thousands of small operations wait for a second thread
+    yield package
+    torch.set_num_threads(threads)
 
 
 def test_autoattack_leaves_all_as_it_found_it(package, device):
