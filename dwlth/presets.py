@@ -104,6 +104,8 @@ class Preset:
     def __post_init__(self):
         if not 0 < self.prune_rate < 1:
             raise DwlthError(f"prune_rate is {self.prune_rate}: give a fraction above 0 and below 1")
+        if self.evaluation.targeted:
+            raise DwlthError("evaluation: a targeted attack takes targets, but tests give the true labels")
         if self.seeds < 1:
             raise DwlthError(f"seeds is {self.seeds}: give 1 or more")
         for method in self.methods:

@@ -56,6 +56,10 @@ class Recipe:
         for name in ("epochs", "batch_size", "validate_every"):
             if getattr(self, name) < 1:
                 raise DwlthError(f"recipe: {name} is {getattr(self, name)}, not 1 or more")
+        if self.attack.targeted or self.validation.targeted:
+            raise DwlthError(
+                "recipe: a targeted attack takes targets, but training and validation give the true labels"
+            )
         if not self.lr > 0:
             raise DwlthError(f"recipe: lr is {self.lr}, not above 0")
         if self.schedule not in ("constant", "step", "cosine"):

@@ -66,6 +66,8 @@ def test_settings_that_change_the_runs_change_the_folder():
         ("transfer.epochs=0", "epochs is 0"),
         ("transfer.epochs.more=1", "no setting 'more'"),
         ("evaluation.eps=-0.1", "eps"),
+        ("evaluation.targeted=True", "evaluation: a targeted attack"),
+        ("transfer.attack.targeted=True", "recipe: a targeted attack"),
         ("prune_rate=-0.2", "prune_rate is -0.2"),
         ("fractions=0.0", "fractions holds 0.0"),
         ("rounds=0,-1", "rounds holds -1"),
