@@ -1,5 +1,6 @@
 """Figures, each from the table alone."""
 
+import re
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -86,9 +87,10 @@ def draw_all(table: pd.DataFrame, folder: Path, tolerance: float | None = None) 
     transfers = table[table["stage"] == "transfer"]
     drawn = {}
     for downstream, runs in transfers.groupby("downstream"):
+        place = re.sub(r"[^\w.-]", "-", downstream)  # folder:PATH makes no file name
         for fraction in sorted(runs["fraction"].unique(), reverse=True):
-            drawn[f"curves-{downstream}-{fraction:g}"] = lambda d=downstream, f=fraction: curves(table, d, f, tolerance)
-        drawn[f"double-wins-{downstream}"] = lambda d=downstream: double_wins(table, d, tolerance)
+            drawn[f"curves-{place}-{fraction:g}"] = lambda d=downstream, f=fraction: curves(table, d, f, tolerance)
+        drawn[f"double-wins-{place}"] = lambda d=downstream: double_wins(table, d, tolerance)
     if (table["stage"] == "imp").any():
         drawn["pretraining"] = lambda: pretraining(table)
     paths = []

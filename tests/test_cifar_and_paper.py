@@ -49,6 +49,7 @@ def test_cifar(images, tmp_path):
     assert main(["run", "cifar", *where, *cut, "--set", "rounds=0,1", "--set", "fractions=0.5"]) == 0
     table = read_table(next(tmp_path.glob("*/table.csv")))
     assert table["stage"].value_counts().to_dict() == {"pretrain": 1, "imp": 1, "transfer": 2 * 2}
+    assert next(tmp_path.glob("*/figures/double-wins-folder-down.png")).exists()
     assert set(table["downstream"]) == {"", "folder:down"} and table["ra"].notna().all()
     assert set(table[table["stage"] == "transfer"]["n_train"]) == {8}
 
