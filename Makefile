@@ -11,12 +11,13 @@ quickstart: $(VENV)/.package  ## the whole road on handwritten digits; results i
 test: $(VENV)/.test
 	$(BIN)/python -m pytest
 
-$(VENV)/bin/python:
+$(VENV)/.made:
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10))" || { echo "$(PYTHON) is older than Python 3.10; try make PYTHON=python3.12"; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv --clear $(VENV)
+	@touch $@
 
-$(VENV)/.package: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --editable .
+$(VENV)/.package: pyproject.toml | $(VENV)/.made
+	$(BIN)/python -m pip install --editable .
 	@touch $@
 
 $(VENV)/.test: pyproject.toml $(VENV)/.package
