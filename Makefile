@@ -16,7 +16,7 @@ $(VENV)/.made:
 	$(PYTHON) -m venv --clear $(VENV)
 	@touch $@
 
-$(VENV)/.package: pyproject.toml | $(VENV)/.made
+$(VENV)/.package: pyproject.toml $(VENV)/.made
 	$(BIN)/python -m pip install --editable .
 	@touch $@
 
