@@ -147,16 +147,19 @@ def run(args) -> int:
 
 
 def show_verdict(args) -> int:
-    folder = Folder(args.results, presets.get(args.preset).override(args.set).name)
-    print(verdict.report(verdict.verdict(folder.collect(), args.tolerance), args.preset))
+    print(verdict.report(verdict.verdict(_folder(args).collect(), args.tolerance), args.preset))
     return 0
 
 
 def draw(args) -> int:
-    folder = Folder(args.results, presets.get(args.preset).override(args.set).name)
+    folder = _folder(args)
     for path in figures.draw_all(folder.collect(), folder.figures, args.tolerance):
         print(path)
     return 0
+
+
+def _folder(args) -> Folder:
+    return Folder(args.results, presets.get(args.preset).override(args.set).name, args.data)
 
 
 def import_ticket(args) -> int:

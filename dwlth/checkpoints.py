@@ -29,6 +29,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dwlth import files
+from dwlth.data import MEAN_STD
 from dwlth.downloads import fetch as fetch  # what people bring may lie elsewhere: fetch, then read
 from dwlth.downloads import first_line, refuse_page
 from dwlth.errors import DwlthError
@@ -42,14 +43,10 @@ MARK = "layer1.0.conv1.weight"  # once in every ResNet: what stands before it is
 COUNTER = "num_batches_tracked"  # files of old have none, and nothing depends on it
 LEGACY = bytes.fromhex("8a0a6cfc9c46f920")  # in the first bytes of torch.save's files before torch 1.6
 
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+IMAGENET = MEAN_STD["imagenet"]
 """Mean and standard deviation per channel of ImageNet's pixels in [0, 1], as all of the above use them."""
 
-DOWNSTREAM = (
-    ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
-    ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
-    ((0.4377, 0.4438, 0.4728), (0.1201, 0.1231, 0.1052)),
-)
+DOWNSTREAM = tuple(MEAN_STD[name] for name in ("cifar10", "cifar100", "svhn"))
 """The same for CIFAR-10, CIFAR-100 and SVHN in the reference code, whose transferred tickets begin with them."""
 
 

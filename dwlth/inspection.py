@@ -36,19 +36,24 @@ def describe(file: str | Path, unsafe: bool = False) -> str:
         return (
             f"{path}: the {about['source']} pre-training source, seed {about['seed']} (preset {about['preset']}, run "
             f"{about['id']}): a {about['network']} for the {about['classes']} classes of {about['task']}, with SA "
-            f"{about['sa']:.2%} and RA {about['ra']:.2%} on its test set."
+            f"{_percent(about['sa'])} and RA {_percent(about['ra'])} on its test set."
         )
     if path.suffix == ".json":
         record = results.read_record(path)
         run = Run(**{key: record["config"][key] for key in Run.__dataclass_fields__})
         result = record["result"]
-        said = f"SA {result['sa']:.2%}, RA {result['ra']:.2%}" if record["status"] == "ok" else result["error"]
+        measured = record["status"] == "ok"
+        said = f"SA {_percent(result['sa'])}, RA {_percent(result['ra'])}" if measured else result["error"]
         return f"{path}: record of run {record['id']}, {run}: {record['status']}, {said}."
     if path.suffix == ".csv":
         table = results.read_table(path)
         stages = ", ".join(f"{count} {stage}" for stage, count in table["stage"].value_counts().items())
         return f"{path}: a table of {len(table)} finished runs ({stages}), {table['seed'].nunique()} seeds."
     return checkpoints.describe(path, unsafe)
+
+
+def _percent(value: float | None) -> str:
+    return "not measured" if value is None else f"{value:.2%}"
 
 
 def _foreign(path: Path) -> bool:

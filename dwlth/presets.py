@@ -239,14 +239,18 @@ def _value(old: Any, text: str, setting: str) -> Any:
     return value
 
 
-def _digits() -> Preset:
-    eps, step = 0.2, 0.05  # a quarter of eps, as the paper's 2/255 of 8/255
-    pgd20 = Attack(eps, step, 20)
-    attacks = {
+def _training_attacks(eps: float, step: float) -> dict[str, Attack]:
+    """The attack that each source, or regime, is trained with; in train mode, as in the reference code."""
+    return {
         "standard": Attack(),
         "fast_adversarial": Attack(eps, 1.25 * eps, 1, bn="train"),  # step 1.25 eps: Wong et al., 2020
-        "adversarial": Attack(eps, step, 10, bn="train"),  # PGD-10, in train mode as the reference code
+        "adversarial": Attack(eps, step, 10, bn="train"),  # PGD-10: paper
     }
+
+
+def _digits() -> Preset:
+    eps, step = 0.2, 0.05  # a quarter of eps, as the paper's 2/255 of 8/255
+    pgd20, attacks = Attack(eps, step, 20), _training_attacks(eps, step)
     base = Recipe(epochs=8, batch_size=32, lr=0.1, schedule="cosine", validation=pgd20, validate_every=4)
     rewound = replace(base, epochs=3, validate_every=3, lr=0.02, schedule="constant", validation=Attack())
     return Preset(
@@ -265,12 +269,7 @@ def _digits() -> Preset:
 
 def _cifar() -> Preset:
     eps, step = 8 / 255, 2 / 255
-    pgd20 = Attack(eps, step, 20)
-    attacks = {
-        "standard": Attack(),
-        "fast_adversarial": Attack(eps, 1.25 * eps, 1, bn="train"),  # Wong et al., 2020
-        "adversarial": Attack(eps, step, 10, bn="train"),
-    }
+    pgd20, attacks = Attack(eps, step, 20), _training_attacks(eps, step)
     augment = Augment("pad", flip=True)  # reference code at 32 px
     base = Recipe(24, 128, 0.1, "cosine", augment=augment, validation=pgd20, validate_every=8)
     rewound = replace(base, epochs=2, lr=0.01, validation=Attack(), validate_every=2)

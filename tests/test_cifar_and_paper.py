@@ -137,6 +137,18 @@ def test_a_given_source_of_another_network(paper, tmp_path, capsys, images):
     assert "the source has 1000 classes, but its task folder:up 2" in capsys.readouterr().err
 
 
+def test_a_given_source_needs_no_data_of_its_task(paper, tmp_path, capsys):
+    """Transfers of the dense network can do without; the source is not measured, and `inspect` says so."""
+    preset, _, args, _ = paper
+    args = [*args, "--results", str(tmp_path), "--set", "upstream=folder:nowhere", "--stage", "pretrain"]
+    with pytest.warns(UserWarning, match="the standard source is not measured: .*nowhere: no such folder"):
+        assert main(["run", *args, *CPU, "--source", "standard"]) == 0
+    capsys.readouterr()
+    for path in (*tmp_path.glob("*/sources/*"), *tmp_path.glob("*/runs/*")):
+        assert main(["inspect", str(path)]) == 0
+        assert "SA not measured" in capsys.readouterr().out
+
+
 def test_the_paper_s_numbers():
     preset = presets.get("paper")
     assert preset.rounds == tuple(range(20)) and preset.prune_rate == 0.2
