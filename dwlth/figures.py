@@ -5,7 +5,6 @@ import re
 from pathlib import Path
 
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -129,21 +128,14 @@ def _save(figure: Figure, path: Path) -> Path:
 
 def _lines(panel: Axes, runs: pd.DataFrame, metric: str) -> None:
     """A line per source of `metric` in percent against the IMP round, whose ticks say the sparsity in percent."""
-    sources = [source for source in SOURCES if source in set(runs["source"])]
-    style = {SOURCES[source][0]: SOURCES[source][1:] for source in sources}
-    sns.lineplot(
-        x=runs["round"],
-        y=100 * runs[metric],
-        hue=runs["source"].map(lambda source: SOURCES[source][0]).rename("Pre-training"),
-        style=runs["source"].map(lambda source: SOURCES[source][0]).rename("Pre-training"),
-        hue_order=list(style),
-        style_order=list(style),
-        palette={name: colour for name, (colour, _, _) in style.items()},
-        markers={name: marker for name, (_, marker, _) in style.items()},
-        dashes={name: dashes for name, (_, _, dashes) in style.items()},
-        errorbar="se",
-        ax=panel,
-    )
+    values = runs.groupby(["source", "round"])[metric].agg(["mean", "sem"]).mul(100).dropna(subset="mean")
+    for source, (name, colour, marker, dashes) in SOURCES.items():
+        if source not in values.index:
+            continue
+        of = values.loc[source]
+        style = {"color": colour, "marker": marker, "linestyle": (0, dashes) if dashes else "-"}
+        panel.plot(of.index, of["mean"], **style, mec="white", label=name)
+        panel.fill_between(of.index, of["mean"] - of["sem"], of["mean"] + of["sem"], color=colour, alpha=0.2)
     sparsity = runs.groupby("round")["sparsity"].first()
     shown = sparsity if len(sparsity) < 10 else sparsity.iloc[::3]
     panel.set_xticks(shown.index, [f"{100 * value:.4g}" for value in shown], rotation=45)
