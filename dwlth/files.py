@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,7 @@ from dwlth.errors import DwlthError
 def write(path: Path, writer: Callable[[Path], Any]) -> None:
     """Let `writer` write a file beside `path`, then rename it into place: a reader sees all of it or nothing."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    beside = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     try:
         writer(beside)
         os.replace(beside, path)
