@@ -1,11 +1,10 @@
 """Figures, each from the table alone."""
 
+import io
 import re
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -24,13 +23,28 @@ of the legend: black-and-white print has the markers and dashes."""
 PANELS = CRITERIA | {"RA, standard transfer": ("standard", "ra")}
 
 
+class Picture(Figure):
+    """A matplotlib figure made without pyplot, so on any thread, that a notebook's cell shows when it ends with it."""
+
+    def _repr_png_(self) -> bytes:
+        return png(self)
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as PNG, for a screen; the same figure gives the same bytes."""
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=100)
+    return file.getvalue()
+
+
 def curves(table: pd.DataFrame, downstream: str, fraction: float, tolerance: float | None = None) -> Figure:
     """SA and RA of the tickets against their sparsity, under both regimes, with a line per source: the mean over
     seeds and a band of one standard error; dashed, the dense network; a star, the sparsest double-win ticket."""
     runs = table[(table["stage"] == "transfer") & (table["method"] == "imp")]
     runs = runs[(runs["downstream"] == downstream) & (runs["fraction"] == fraction)]
     found = verdict(runs, tolerance).set_index("source")["round"]
-    figure, panels = plt.subplots(1, 4, figsize=(15, 3.9), layout="constrained")
+    figure = Picture(figsize=(15, 3.9), layout="constrained")
+    panels = figure.subplots(1, 4)
     for panel, (title, (regime, metric)) in zip(panels, PANELS.items()):
         shown = runs[runs["regime"] == regime]
         _lines(panel, shown, metric)
@@ -54,7 +68,8 @@ def curves(table: pd.DataFrame, downstream: str, fraction: float, tolerance: flo
 def pretraining(table: pd.DataFrame) -> Figure:
     """SA and RA on the pre-training task after each round of IMP; the first point is the dense source."""
     runs = table[table["stage"] == "imp"]
-    figure, panels = plt.subplots(1, 2, figsize=(9, 3.9), layout="constrained")
+    figure = Picture(figsize=(9, 3.9), layout="constrained")
+    panels = figure.subplots(1, 2)
     for panel, metric in zip(panels, ("sa", "ra")):
         _lines(panel, runs, metric)
         panel.set(title=f"{metric.upper()}, pre-training task", ylabel=f"{metric.upper()} (%)")
@@ -64,7 +79,8 @@ def pretraining(table: pd.DataFrame) -> Figure:
 def double_wins(table: pd.DataFrame, downstream: str, tolerance: float | None = None) -> Figure:
     """The sparsity of the sparsest double-win ticket of each source, by the fraction of downstream data."""
     found = verdict(table[table["downstream"] == downstream], tolerance)
-    figure, panel = plt.subplots(figsize=(5.5, 3.9), layout="constrained")
+    figure = Picture(figsize=(5.5, 3.9), layout="constrained")
+    panel = figure.subplots()
     fractions = sorted(found["fraction"].unique(), reverse=True)
     for shift, (source, (name, colour, marker, _)) in zip((-0.15, 0, 0.15), SOURCES.items()):
         shown = found[found["source"] == source]
@@ -107,27 +123,19 @@ def _save(figure: Figure, path: Path) -> Path:
     write(path, lambda beside: figure.savefig(beside, format="png", dpi=150))
     undated = {"CreationDate": None}  # the same figure is the same file
     write(path.with_suffix(".pdf"), lambda beside: figure.savefig(beside, format="pdf", metadata=undated))
-    plt.close(figure)
     return path
 
 
 def _lines(panel: Axes, runs: pd.DataFrame, metric: str) -> None:
     """A line per source of `metric` in percent against the IMP round, whose ticks say the sparsity in percent."""
-    sources = [source for source in SOURCES if source in set(runs["source"])]
-    style = {SOURCES[source][0]: SOURCES[source][1:] for source in sources}
-    sns.lineplot(
-        x=runs["round"],
-        y=100 * runs[metric],
-        hue=runs["source"].map(lambda source: SOURCES[source][0]).rename("Pre-training"),
-        style=runs["source"].map(lambda source: SOURCES[source][0]).rename("Pre-training"),
-        hue_order=list(style),
-        style_order=list(style),
-        palette={name: colour for name, (colour, _, _) in style.items()},
-        markers={name: marker for name, (_, marker, _) in style.items()},
-        dashes={name: dashes for name, (_, _, dashes) in style.items()},
-        errorbar="se",
-        ax=panel,
-    )
+    values = runs.groupby(["source", "round"])[metric].agg(["mean", "sem"]).mul(100).dropna(subset="mean")
+    for source, (name, colour, marker, dashes) in SOURCES.items():
+        if source not in values.index:
+            continue
+        of = values.loc[source]
+        style = {"color": colour, "marker": marker, "linestyle": (0, dashes) if dashes else "-"}
+        panel.plot(of.index, of["mean"], **style, mec="white", label=name)
+        panel.fill_between(of.index, of["mean"] - of["sem"], of["mean"] + of["sem"], color=colour, alpha=0.2)
     sparsity = runs.groupby("round")["sparsity"].first()
     shown = sparsity if len(sparsity) < 10 else sparsity.iloc[::3]
     panel.set_xticks(shown.index, [f"{100 * value:.4g}" for value in shown], rotation=45)

@@ -1,5 +1,6 @@
 """Networks: a backbone with torchvision's names, and the input normalisation in front of it."""
 
+import threading
 from collections.abc import Sequence
 
 import torch
@@ -71,6 +72,9 @@ NETWORKS = {
 """By name: a function from the number of classes to a network with random weights. `-3x3` marks the stem for 32 px."""
 
 
+_INITIALISING = threading.Lock()  # torchvision draws from the one generator of all threads
+
+
 def build(name: str, classes: int, mean: Sequence[float], std: Sequence[float], seed: int) -> Classifier:
     """A freshly initialised network; the same seed gives the same weights, and the global generator is untouched.
 
@@ -79,6 +83,6 @@ def build(name: str, classes: int, mean: Sequence[float], std: Sequence[float], 
     """
     if name not in NETWORKS:
         raise DwlthError(f"unknown network {name!r}: choose from {', '.join(NETWORKS)}")
-    with torch.random.fork_rng(devices=[]):
+    with _INITIALISING, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Classifier(NETWORKS[name](classes), mean, std).to(memory_format=torch.channels_last)

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.fx.experimental.optimization import fuse
 from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 from tqdm.auto import tqdm
 
 from dwlth.attacks import Attack
@@ -123,7 +123,7 @@ def evaluate(
     under `attack` (None where the attack has no steps). The model is in eval mode meanwhile, and its mode is put
     back; the seed draws the attack's random starts."""
     mode = model.training
-    folded = fuse(model.eval())  # a copy with batch norm folded into the convolutions: the same function, faster
+    folded = _folded(model.eval())
     device = split.labels.device
     generator = torch.Generator(device).manual_seed(stream(seed, "evaluate"))
     counts = torch.zeros(2, device=device)
@@ -135,6 +135,19 @@ def evaluate(
     model.train(mode)
     sa, ra = (counts / len(split)).tolist()
     return sa, ra if attack.steps else None
+
+
+def _folded(model: nn.Module) -> nn.Module:
+    """A copy, in eval mode, with each batch norm folded into the convolution registered before it: the same function
+    for ResNets, faster. (torch.fx would find the pairs in any network, but while it traces one it patches all networks
+    of the process, also those that other threads train.)"""
+    model = copy.deepcopy(model)
+    modules = list(model.named_modules())
+    for (name, conv), (after, norm) in zip(modules, modules[1:]):
+        if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+            model.set_submodule(name, fuse_conv_bn_eval(conv, norm))
+            model.set_submodule(after, nn.Identity())
+    return model
 
 
 def catastrophic_overfitting(row: dict) -> bool:
@@ -155,7 +168,7 @@ def fit(
     mask: Mask | None = None,
     checkpoint: Path | None = None,
     deadline: float = math.inf,
-    on_epoch: Callable[[dict], None] | None = None,
+    on_epoch: Callable[[dict], bool | None] | None = None,
     progress: bool = False,
 ) -> Fit:
     """Train `model` (its network in `model.net`) in place; it ends with the last epoch's weights. Warns of the first
@@ -168,12 +181,12 @@ def fit(
         checkpoint: a file of the caller's, for this training alone. Where it exists, training goes on from it;
             it is written every `CHECKPOINT_SECONDS` and at the deadline. The caller deletes it when all is safe.
         deadline: a `time.time()` after which no epoch is begun that would end later.
-        on_epoch: called with each new row of the history.
+        on_epoch: called with each new row of the history; returns True to stop there, as at the deadline.
         progress: show a bar over the epochs.
 
     Raises:
         TrainingFailed: when the mean loss of an epoch is not finite.
-        OutOfTime: at the deadline.
+        OutOfTime: at the deadline, or when `on_epoch` says so.
     """
     keep_masked = mask.apply_(model.net) if mask else None
     optimizer = torch.optim.SGD(
@@ -214,12 +227,11 @@ def fit(
         row["seconds"] = time.time() - began
         result.history.append(row)
         bar.set_postfix({key: f"{row[key]:.3f}" for key in ("loss", "val_sa", "val_ra") if row[key] is not None})
-        if on_epoch:
-            on_epoch(row)
+        stop = on_epoch(row) if on_epoch else False
         if epoch + 1 == recipe.epochs:
             break
         now = time.time()
-        out_of_time = now + row["seconds"] > deadline
+        out_of_time = stop or now + row["seconds"] > deadline
         if checkpoint and (out_of_time or now - saved > CHECKPOINT_SECONDS):
             save()
             saved = now

@@ -1,0 +1,376 @@
+"""What a ticket looks like from inside: layers, kernels, weights, overlaps, loss surfaces, and attacks one can see.
+
+Functions that compute take masks and networks; those that draw return a matplotlib Figure of their own, which nobody
+else holds (no pyplot), so they may run on any thread.
+"""
+
+import copy
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from itertools import combinations, cycle
+
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dwlth.attacks import Attack
+from dwlth.errors import DwlthError
+from dwlth.figures import SOURCES, Picture
+from dwlth.masks import Mask, prunable
+from dwlth.models import Classifier
+
+MARKERS = "oDsv^<>PX"
+"""Of lines that are no source's, in turn: with them, and from dark to light, lines can be told apart in print."""
+
+
+def layer_sparsity(mask: Mask) -> pd.Series:
+    """The fraction of each layer's weights that is pruned, in [0, 1], by the names in the mask and in its order."""
+    return pd.Series({name: 1 - tensor.double().mean().item() for name, tensor in mask.items()}, name="sparsity")
+
+
+def draw_layers(masks: Mapping[str, Mask]) -> Figure:
+    """The sparsity of each layer, with a line per mask; masks named as in `figures.SOURCES` look as they do there."""
+    layers = [name.removesuffix(".weight") for name in next(iter(masks.values()))]
+    figure = Picture(figsize=(max(7.0, 2 + 0.22 * len(layers)), 4), layout="constrained")
+    panel = figure.subplots()
+    for style, mask in zip(_styles(masks), masks.values()):
+        panel.plot(100 * layer_sparsity(mask).to_numpy(), **style)
+    turned = {"rotation": 90} if len(layers) > 20 else {"rotation": 30, "ha": "right", "rotation_mode": "anchor"}
+    panel.set_xticks(range(len(layers)), layers, fontsize="small", **turned)
+    panel.set(xlabel="Convolution, from input to output", ylabel="Pruned weights (%)", ylim=(-3, 103))
+    panel.grid(alpha=0.3)
+    figure.legend(loc="outside right upper", fontsize="small")
+    return figure
+
+
+def overlap(a: Mask, b: Mask) -> float:
+    """How alike two masks of one network are: survivors in both over survivors in either (Jaccard), in [0, 1]."""
+    _same_layers(a, b)
+    both = sum(int((a[name] & b[name]).sum()) for name in a)
+    return both / max(1, a.kept + b.kept - both)
+
+
+def overlap_by_chance(a: Mask, b: Mask) -> float:
+    """The overlap to expect of two masks that are drawn at random, independently, with the densities of `a` and `b` in
+    each layer (expected survivors in both, over expected survivors in either)."""
+    _same_layers(a, b)
+    both = sum(int(a[name].sum()) * int(b[name].sum()) / a[name].numel() for name in a)
+    return both / max(1, a.kept + b.kept - both)
+
+
+def draw_overlap(tickets: Mapping[str, Mapping[int, Mask]], round_: int | None = None) -> Figure:
+    """The overlap of tickets, by name (a source's, as a rule) and round: on the left between all names at one round,
+    by default the last; on the right of each pair at every round. Beside it, the overlap by chance."""
+    names = list(tickets)
+    rounds = sorted(set.intersection(*(set(of) for of in tickets.values())))
+    round_ = rounds[-1] if round_ is None else round_
+    figure = Picture(figsize=(11, 4.2), layout="constrained")
+    matrix, curve = figure.subplots(1, 2, width_ratios=(1, 1.6))
+    values = np.array([[overlap(tickets[a][round_], tickets[b][round_]) for b in names] for a in names])
+    matrix.imshow(values, cmap="Greys", vmin=0, vmax=1)
+    for (i, a), (j, b) in ((x, y) for x in enumerate(names) for y in enumerate(names)):
+        chance = "" if a == b else f"\n(chance {overlap_by_chance(tickets[a][round_], tickets[b][round_]):.2f})"
+        colour = "white" if values[i, j] > 0.5 else "black"
+        matrix.text(j, i, f"{values[i, j]:.2f}{chance}", ha="center", va="center", color=colour, fontsize="small")
+    labels = [_name(name) for name in names]
+    matrix.set_xticks(range(len(names)), labels, fontsize="small")
+    matrix.set_yticks(range(len(names)), labels, fontsize="small", rotation=90, va="center")
+    matrix.set_title(f"Round {round_}, sparsity {tickets[names[0]][round_].sparsity:.2%}", fontsize="medium")
+    pairs = list(combinations(names, 2))
+    shades = _shades(len(pairs))
+    for (a, b), shade, marker in zip(pairs, shades, MARKERS):
+        masks = [(tickets[a][r], tickets[b][r]) for r in rounds]
+        label = f"{_name(a)} / {_name(b)}"
+        curve.plot(rounds, [overlap(*pair) for pair in masks], marker=marker, color=shade, label=label)
+        curve.plot(rounds, [overlap_by_chance(*pair) for pair in masks], color=shade, linestyle=":", linewidth=1)
+    curve.plot([], [], color="black", linestyle=":", label="the same, by chance")
+    shown = rounds if len(rounds) < 10 else rounds[::3]
+    sparsity = [f"{100 * tickets[names[0]][r].sparsity:.4g}" for r in shown]
+    curve.set_xticks(shown, sparsity, rotation=45)
+    curve.set(xlabel="Sparsity (%)", ylabel="Overlap", ylim=(0, 1.03), title="Every round")
+    curve.grid(alpha=0.3)
+    curve.legend(fontsize="small")
+    return figure
+
+
+def kernels(net: nn.Module, mask: Mask, layer: str) -> Tensor:
+    """The weights of a convolution (float [out, in, height, width], on the CPU), NaN where the mask prunes them.
+
+    Raises:
+        DwlthError: for a layer that is not in the mask.
+    """
+    if layer not in mask:
+        raise DwlthError(f"no layer {layer!r} in the mask: choose from {', '.join(mask)}")
+    weight = prunable(net)[layer].detach().float().cpu()
+    return weight.masked_fill(~mask[layer].cpu(), torch.nan)
+
+
+def draw_kernels(net: nn.Module, mask: Mask, layer: str, limit: int = 8) -> Figure:
+    """A convolution of a ticket: on the left how many weights each of its kernels keeps, a row per output and a column
+    per input channel; on the right the kernels of the first `limit` of both, with a cross on each pruned weight."""
+    weight = kernels(net, mask, layer)
+    figure = Picture(figsize=(11, 4.8), layout="constrained")
+    counts, grid = figure.subplots(1, 2, width_ratios=(1, 1.25))
+    size = weight[0, 0].numel()
+    image = counts.imshow(mask[layer].sum((2, 3)).numpy(force=True), cmap="Greys", vmin=0, vmax=size, aspect="auto")
+    figure.colorbar(image, ax=counts, label=f"Surviving weights of a kernel's {size}")
+    counts.set(xlabel="Input channel", ylabel="Output channel", title=f"{layer.removesuffix('.weight')}: all kernels")
+    for axis, length in ((counts.xaxis, weight.shape[1]), (counts.yaxis, weight.shape[0])):
+        axis.set_ticks(range(0, length, max(1, length // 8)))
+
+    shown = weight[:limit, :limit]
+    rows, columns, height, width = shown.shape
+    canvas = torch.full((rows * (height + 1) - 1, columns * (width + 1) - 1), torch.nan)
+    crosses = []
+    for i, j in np.ndindex(rows, columns):
+        top, left = i * (height + 1), j * (width + 1)
+        canvas[top : top + height, left : left + width] = shown[i, j]
+        crosses.append(shown[i, j].isnan().nonzero() + torch.tensor([top, left]))
+        grid.add_patch(Rectangle((left - 0.5, top - 0.5), width, height, fill=False, edgecolor="0.7", linewidth=0.6))
+    crosses = torch.cat(crosses)
+    reach = weight.nan_to_num().abs().max().item() or 1.0
+    image = grid.imshow(canvas.numpy(), cmap="cividis", vmin=-reach, vmax=reach)
+    cell = 200 / max(canvas.shape)  # points, about
+    grid.scatter(*crosses.numpy().T[::-1], marker="x", s=(0.45 * cell) ** 2, color="0.6", linewidths=0.08 * cell)
+    figure.colorbar(image, ax=grid, label="Weight (cross: pruned)")
+    grid.set_xticks([j * (width + 1) + (width - 1) / 2 for j in range(columns)], range(columns))
+    grid.set_yticks([i * (height + 1) + (height - 1) / 2 for i in range(rows)], range(rows))
+    grid.set(xlabel="Input channel", ylabel="Output channel", title=f"the first {rows} x {columns} kernels")
+    grid.spines[:].set_visible(False)
+    return figure
+
+
+def draw_weights(net: nn.Module, mask: Mask) -> Figure:
+    """How the weights of a network are distributed, all of them and those that survive; counts on a log scale."""
+    weights = prunable(net)
+    dense = torch.cat([weight.detach().float().cpu().flatten() for weight in weights.values()]).numpy()
+    kept = np.concatenate([mask[name].cpu().flatten().numpy() for name in weights])
+    figure = Picture(figsize=(6.5, 3.9), layout="constrained")
+    panel = figure.subplots()
+    reach = float(np.abs(dense).max())
+    bins = np.linspace(-reach, reach, 82)  # an even number of edges, so that a bin has 0 in its middle
+    panel.hist(dense, bins, color="0.8", edgecolor="0.6", linewidth=0.3, label=f"all {len(dense):,}")
+    label = f"the {kept.sum():,} that survive ({mask.sparsity:.2%} pruned)"
+    panel.hist(dense[kept], bins, histtype="step", color="black", linewidth=1.5, label=label)
+    panel.set(yscale="log", xlabel="Weight before pruning", ylabel="Weights (log scale)")
+    panel.grid(alpha=0.3)
+    figure.legend(loc="outside upper center", ncols=2, fontsize="small")
+    return figure
+
+
+def loss_surface(
+    model: Classifier,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    mask: Mask | None = None,
+    points: int = 15,
+    reach: float = 1.0,
+    seed: int = 0,
+    attack: Attack = Attack(),  # noqa: B008, a frozen value
+) -> tuple[Tensor, Tensor]:
+    """The loss around a network, on a plane through its weights along two random directions, each filter of which has
+    the norm of the network's own filter (Li et al., 2018); batch norm, biases and pruned weights stay as they are.
+
+    Args:
+        images, labels: float [N, C, H, W] in [0, 1] and int64 [N], on the model's device.
+        mask: makes the network a ticket: pruned weights are zero all over the plane.
+        points: an odd number, so that the network itself is the point in the middle.
+        reach: the plane goes from -reach to reach, in norms of the filters.
+        seed: of the two directions, which are the same for all networks of one kind, and of the attack's starts.
+        attack: the loss is that of images attacked anew at each point; none by default.
+
+    Returns:
+        `axis` (float [points]), and the mean cross-entropies in evaluation mode (float [points, points]), where
+        `losses[i, j]` is the one `axis[i]` along the first direction and `axis[j]` along the second. The model is
+        left as it was.
+
+    Raises:
+        DwlthError: for a number of points that is even or below 3, or a reach that is not above 0.
+    """
+    if points < 3 or points % 2 == 0:
+        raise DwlthError(f"points is {points}: give an odd number, 3 or more")
+    if not reach > 0:
+        raise DwlthError(f"reach is {reach}: give a number above 0")
+    model = copy.deepcopy(model).eval()
+    if mask:
+        mask.apply_(model.net)
+    generator = torch.Generator().manual_seed(seed)
+    start = {name: p.detach().clone() for name, p in model.net.named_parameters() if p.dim() > 1}
+    one, two = ({name: _direction(p, generator) for name, p in start.items()} for _ in range(2))
+    parameters = dict(model.net.named_parameters())
+    axis = torch.linspace(-reach, reach, points)
+    losses = torch.empty(points, points)
+    for i, j in np.ndindex(points, points):
+        with torch.no_grad():
+            for name, weight in start.items():
+                parameters[name].copy_(weight + axis[i] * one[name] + axis[j] * two[name])
+        draws = torch.Generator(images.device).manual_seed(seed)
+        adv = attack(model, images, labels, draws)
+        with torch.no_grad():
+            losses[i, j] = F.cross_entropy(model(adv), labels).item()
+    return axis, losses
+
+
+def draw_surfaces(surfaces: Mapping[str, tuple[Tensor, Tensor]]) -> Figure:
+    """Loss surfaces of `loss_surface` by name, side by side on common levels, which grow by a factor; the cross is the
+    network itself."""
+    figure = Picture(figsize=(1.2 + 3.6 * len(surfaces), 3.9), layout="constrained")
+    panels = figure.subplots(1, len(surfaces), squeeze=False)[0]
+    every = torch.stack([losses for _, losses in surfaces.values()]).clamp_min(1e-4)
+    levels = np.geomspace(every.min().item(), every.max().item() * 1.001, 13)
+    for panel, (name, (axis, losses)) in zip(panels, surfaces.items()):
+        axis = axis.numpy()
+        drawn = losses.clamp_min(1e-4).T.numpy()  # the first direction to the right
+        filled = panel.contourf(axis, axis, drawn, levels, cmap="cividis", norm="log")
+        panel.contour(axis, axis, drawn, levels, colors="black", linewidths=0.5)
+        panel.plot(0, 0, "+", color="white", markersize=12, markeredgewidth=2)
+        middle = losses[len(axis) // 2, len(axis) // 2]
+        panel.set(xlabel="First direction", ylabel="Second direction")
+        panel.set_title(f"{_name(name)}: loss {middle:.3g}", fontsize="medium")
+        panel.set_box_aspect(1)
+    figure.colorbar(filled, ax=panels, label="Loss", format="%.2g", ticks=levels[::2])
+    return figure
+
+
+def attack_steps(model: Classifier, images: Tensor, labels: Tensor, attack: Attack, seed: int = 0) -> pd.DataFrame:
+    """What the steps of an attack do, from the same start: a row each for 0 steps (clean images), for `attack.steps`,
+    and for some between, with the mean cross-entropy (`loss`) and the `accuracy` in [0, 1]."""
+    mode, rows = model.training, {}
+    model.eval()
+    for steps in sorted({0, *np.geomspace(1, attack.steps, 8).round().astype(int).tolist()}):
+        draws = torch.Generator(images.device).manual_seed(seed)
+        adv = replace(attack, steps=steps)(model, images, labels, draws)
+        with torch.no_grad():
+            logits = model(adv)
+        right = (logits.argmax(1) == labels).float().mean().item()
+        rows[steps] = {"loss": F.cross_entropy(logits, labels).item(), "accuracy": right}
+    model.train(mode)
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("steps")
+
+
+def draw_attack_steps(models: Mapping[str, Classifier], images: Tensor, labels: Tensor, attack: Attack) -> Figure:
+    """Accuracy and loss after each step of an attack, with a line per model."""
+    figure = Picture(figsize=(9, 3.9), layout="constrained")
+    accuracy, loss = figure.subplots(1, 2)
+    for style, model in zip(_styles(models), models.values()):
+        rows = attack_steps(model, images, labels, attack)
+        accuracy.plot(100 * rows["accuracy"], **style)
+        loss.plot(rows["loss"], **style)
+    for panel in (accuracy, loss):
+        panel.set(xlabel="Steps of the attack (0: clean images)", xticks=rows.index)
+        panel.grid(alpha=0.3)
+    accuracy.set(ylabel="Accuracy (%)", ylim=(-3, 103))
+    loss.set(ylabel="Cross-entropy (log scale)", yscale="log")
+    figure.legend(*accuracy.get_legend_handles_labels(), loc="outside upper center", ncols=4, fontsize="small")
+    return figure
+
+
+def class_names(dataset: str, classes: int) -> list[str]:
+    """What the labels of a dataset stand for: numbers of classes where it is not known here."""
+    if dataset.startswith("digits"):
+        return [str(int(dataset[6]) + label) for label in range(classes)]
+    if dataset == "cifar10":
+        return ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+    return [str(label) if dataset == "svhn" else f"class {label}" for label in range(classes)]
+
+
+def draw_attacked(
+    models: Mapping[str, Classifier],
+    images: Tensor,
+    labels: Tensor,
+    attack: Attack,
+    names: Sequence[str] | None = None,
+    seed: int = 0,
+) -> Figure:
+    """What an attack does to images, with three rows per model: as they are, the perturbation, magnified so that the
+    largest one fills the range of a pixel (grey: no change), and attacked. Above each image, what the model takes it
+    for and with what confidence, ticked where it is right and crossed where it is wrong.
+
+    Args:
+        images, labels: float [N, C, H, W] in [0, 1] and int64 [N], on the models' device; a column each.
+        names: of the classes, by label; see `class_names`.
+        seed: of the attack's random start, the same for each model.
+    """
+    names = names or class_names("", 1 + int(labels.max()))
+    seen = {}
+    for label, model in models.items():
+        mode = model.training
+        draws = torch.Generator(images.device).manual_seed(seed)
+        adv = attack(model.eval(), images, labels, draws)
+        seen[label] = [(x.cpu(), *_predict(model, x)) for x in (images, adv)]
+        model.train(mode)
+    largest = max((adv - clean).abs().max().item() for (clean, *_), (adv, *_) in seen.values()) or 1.0
+    rows = 3 * len(models)
+    figure = Picture(figsize=(1.2 + 1.15 * len(images), 0.5 + 1.3 * rows), layout="constrained")
+    panels = figure.subplots(rows, len(images), squeeze=False)
+    for model_row, (label, ((clean, *before), (adv, *after))) in enumerate(seen.items()):
+        magnified = (adv - clean) / (2 * largest) + 0.5
+        perturbation = f"perturbation\n{0.5 / largest:.3g} times"
+        kinds = (("clean", clean, before), (perturbation, magnified, None), ("attacked", adv, after))
+        for offset, (kind, pictures, predicted) in enumerate(kinds):
+            line = panels[3 * model_row + offset]
+            line[0].set_ylabel(f"{_name(label)}\n{kind}" if offset == 0 else kind, fontsize="small")
+            for i, panel in enumerate(line):
+                _show(panel, pictures[i])
+                if predicted:
+                    guess, confidence = (values[i].item() for values in predicted)
+                    right = guess == labels[i].item()
+                    title = f"{names[guess]} {'✓' if right else '✗'} {confidence:.0%}"
+                    if model_row == offset == 0:
+                        title = f"true: {names[labels[i]]}\n{title}"
+                    panel.set_title(title, fontsize="small", fontweight="normal" if right else "bold", pad=3)
+    return figure
+
+
+@torch.no_grad()
+def _predict(model: Classifier, images: Tensor) -> tuple[Tensor, Tensor]:
+    """The classes (int64 [N]) that a model predicts, and their probabilities."""
+    confidence, guess = model(images).softmax(1).max(1)
+    return guess.cpu(), confidence.cpu()
+
+
+def _show(panel: Axes, image: Tensor) -> None:
+    """An image (float [1 or 3, H, W] in [0, 1]) without ticks."""
+    panel.imshow(image.permute(1, 2, 0).clamp(0, 1).numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    panel.set_xticks([])
+    panel.set_yticks([])
+
+
+def _direction(weight: Tensor, generator: torch.Generator) -> Tensor:
+    """A Gaussian direction with zeros where the weight has them, and each filter of the norm of the weight's own."""
+    draw = torch.randn(weight.shape, generator=generator).to(weight) * (weight != 0)
+    own, norm = (x.flatten(1).norm(dim=1).view(-1, *[1] * (weight.dim() - 1)) for x in (weight, draw))
+    return draw * own / norm.clamp_min(1e-12)
+
+
+def _same_layers(a: Mask, b: Mask) -> None:
+    for name in a.keys() | b.keys():
+        if name not in a or name not in b or a[name].shape != b[name].shape:
+            raise DwlthError(f"masks of two networks: they differ at {name}")
+
+
+def _name(label: str) -> str:
+    """A source as the legends call it, and any other label as it is."""
+    return SOURCES[label][0] if label in SOURCES else label
+
+
+def _shades(count: int) -> list[str]:
+    return [str(value) for value in np.linspace(0, 0.65, count).round(2)]
+
+
+def _styles(labels: Collection[str]) -> list[dict]:
+    """How the line of each label looks: sources as in every figure, others from black to grey with markers."""
+    styles, shades = [], _shades(len(labels))
+    for label, shade, marker in zip(labels, shades, cycle(MARKERS)):
+        colour, dashes = shade, ""
+        if label in SOURCES:
+            _, colour, marker, dashes = SOURCES[label]
+        look = {"color": colour, "marker": marker, "markersize": 5, "linewidth": 1.3, "label": _name(label)}
+        styles.append(look | ({"dashes": dashes} if dashes else {}))
+    return styles
