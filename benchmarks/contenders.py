@@ -6,6 +6,7 @@ returns what else is known of this round: `units` of work (1 where it says nothi
 contender prepares again. One that cannot run here raises `Absent`.
 """
 
+import contextlib
 import copy
 import hashlib
 import importlib
@@ -14,7 +15,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -153,7 +153,7 @@ def bare(bf16: bool, attack_mode: str = "train", compiled: bool = False) -> Cont
         model = network(sizes, device, channels_last=bf16)
         passes = torch.compile(model) if compiled else model
         batches = list(noise(sizes, device).batches(sizes.batch))
-        cast = torch.autocast(torch.device(device).type, torch.bfloat16) if bf16 else nullcontext()
+        cast = torch.autocast(torch.device(device).type, torch.bfloat16) if bf16 else contextlib.nullcontext()
         with training_flags(device):
             while True:
                 yield None
@@ -175,7 +175,7 @@ def bare(bf16: bool, attack_mode: str = "train", compiled: bool = False) -> Cont
 
 def training_flags(device: str):
     """cuDNN's fastest algorithms, for bare passes and peers alike."""
-    return torch.backends.cudnn.flags(enabled=True, benchmark=True) if device != "cpu" else nullcontext()
+    return torch.backends.cudnn.flags(enabled=True, benchmark=True) if device != "cpu" else contextlib.nullcontext()
 
 
 def linf_pgd(model: nn.Module, x: Tensor, y: Tensor, steps: int) -> Tensor:
@@ -258,10 +258,8 @@ def our_step(precision: str, bn: str) -> Contender:
         recipe = Recipe(2, sizes.batch, 0.01, attack=attack, augment=crop, validate_every=2, precision=precision)
         while True:
             yield None
-            try:  # one epoch, without validation
+            with contextlib.suppress(training.OutOfTime):  # one epoch, without validation
                 training.fit(model, recipe, split, split, seed=0, mask=mask, on_epoch=lambda row: True)
-            except training.OutOfTime:
-                pass
             yield lambda: {"units": sizes.batches}
 
     return contender
@@ -324,13 +322,9 @@ def cleverhans_attack(model: nn.Module, steps: int) -> Callable:
 def art_attack(model: nn.Module, steps: int) -> Callable:
     estimators, evasion = installed("art.estimators.classification"), installed("art.attacks.evasion")
     device = next(model.parameters()).device
+    kind = "cpu" if device.type == "cpu" else "gpu"
     classifier = estimators.PyTorchClassifier(
-        model,
-        nn.CrossEntropyLoss(),
-        (3, 32, 32),
-        10,
-        clip_values=(0, 1),
-        device_type=device.type[:3].replace("cud", "gpu"),
+        model, nn.CrossEntropyLoss(), (3, 32, 32), 10, clip_values=(0, 1), device_type=kind
     )
     attack = evasion.ProjectedGradientDescent(
         classifier, eps=EPS, eps_step=STEP, max_iter=steps, num_random_init=1, batch_size=128, verbose=False
@@ -399,29 +393,31 @@ def their_pruning(seed: int) -> Contender:
             convolutions = [(m, "weight") for m in fresh.modules() if isinstance(m, nn.Conv2d)]
             yield None
             torch_prune.global_unstructured(convolutions, torch_prune.L1Unstructured, amount=0.2)
-            yield lambda: {"masks": digest(module.weight_mask for module, _ in convolutions)}
+            yield lambda of=convolutions: {"masks": digest(module.weight_mask for module, _ in of)}
 
     return contender
 
 
 def our_tickets(sizes: Sizes, device: str, folder: Path) -> Iterator[Round]:
-    mask = masks.prune(masks.dense(net := pruned_network(sizes, 0)), masks.magnitude(net), 0.2)
+    net, path = pruned_network(sizes, 0), folder / "ours.safetensors"
+    mask = masks.prune(masks.dense(net), masks.magnitude(net), 0.2)
     while True:
         yield None
-        tickets.save(folder / "ours.safetensors", mask)
-        loaded, _ = tickets.load(folder / "ours.safetensors")
-        yield lambda: {"masks": digest(loaded.values()), "bytes": (folder / "ours.safetensors").stat().st_size}
+        tickets.save(path, mask)
+        loaded, _ = tickets.load(path)
+        yield lambda loaded=loaded: {"masks": digest(loaded.values()), "bytes": path.stat().st_size}
 
 
 def their_tickets(sizes: Sizes, device: str, folder: Path) -> Iterator[Round]:
     """The float masks of torch.nn.utils.prune through torch.save, without the weights that the reference code adds."""
-    mask = masks.prune(masks.dense(net := pruned_network(sizes, 0)), masks.magnitude(net), 0.2)
+    net, path = pruned_network(sizes, 0), folder / "theirs.pt"
+    mask = masks.prune(masks.dense(net), masks.magnitude(net), 0.2)
     floats = {name: tensor.float() for name, tensor in mask.items()}
     while True:
         yield None
-        torch.save(floats, folder / "theirs.pt")
-        loaded = torch.load(folder / "theirs.pt")
-        yield lambda: {"masks": digest(loaded.values()), "bytes": (folder / "theirs.pt").stat().st_size}
+        torch.save(floats, path)
+        loaded = torch.load(path)
+        yield lambda loaded=loaded: {"masks": digest(loaded.values()), "bytes": path.stat().st_size}
 
 
 def our_application(sizes: Sizes, device: str, folder: Path) -> Iterator[Round]:
@@ -487,11 +483,9 @@ def their_images(transform: Callable, count: str) -> Contender:
 
     def contender(sizes: Sizes, device: str, folder: Path) -> Iterator[Round]:
         n = getattr(sizes, count)
-        images = datasets.ImageFolder(folder / "png" / "train", transform)
-        images = torch.utils.data.Subset(images, range(n))
-        loader = DataLoader(
-            images, 128, shuffle=True, num_workers=2, persistent_workers=True, pin_memory=device != "cpu"
-        )
+        images = torch.utils.data.Subset(datasets.ImageFolder(folder / "png" / "train", transform), range(n))
+        options = {"num_workers": 2, "persistent_workers": True, "pin_memory": device != "cpu"}
+        loader = DataLoader(images, 128, shuffle=True, **options)
         while True:
             yield None
             seen = 0
@@ -535,20 +529,17 @@ def quickstart(sizes: Sizes, device: str, folder: Path) -> Iterator[Round]:
 
 def transfers(*options: str) -> Contender:
     """Twelve transfers of `digits` (2 seeds, 2 regimes, 3 tickets) whose sources and tickets are there already."""
-    of = "--source adversarial --seeds 2 --set rounds=0,1,2 --set fractions=1.0".split()
+    settings = ["--source", "adversarial", "--seeds", "2", "--set", "rounds=0,1,2", "--set", "fractions=1.0"]
 
     def contender(sizes: Sizes, device: str, folder: Path) -> Iterator[Round]:
-        ready = folder / "transfers" / "-".join(options or ("one",))
-        command_line(
-            "run", "digits", *of, "--stage", "pretrain", "--stage", "imp", "--device", device, "--results", str(ready)
-        )
+        ready = folder / "-".join(["transfers", *options])
+        command = ["run", "digits", *settings, "--device", device, "--results"]
+        command_line(*command, str(ready), "--stage", "pretrain", "--stage", "imp")
         for i in itertools.count():
             fresh = ready.with_name(f"{ready.name}-{i}")
             shutil.copytree(ready, fresh)
             yield None
-            command_line(
-                "run", "digits", *of, "--stage", "transfer", "--device", device, "--results", str(fresh), *options
-            )
+            command_line(*command, str(fresh), "--stage", "transfer", *options)
             yield lambda: {"units": 12}
 
     return contender
@@ -575,10 +566,11 @@ def convolution(channels: int, side: int, dtype: torch.dtype) -> Contender:
     """A 3x3 convolution of ResNet-18, forward, on 128 channels_last images; `units` are GFLOP."""
 
     def contender(sizes: Sizes, device: str, folder: Path) -> Iterator[Round]:
-        layer = nn.Conv2d(channels, channels, 3, padding=1, bias=False).to(
-            device, dtype, memory_format=torch.channels_last
+        layer, x = (
+            nn.Conv2d(channels, channels, 3, padding=1, bias=False),
+            torch.randn(sizes.batch, channels, side, side),
         )
-        x = torch.randn(sizes.batch, channels, side, side, device=device).to(dtype, memory_format=torch.channels_last)
+        layer, x = (what.to(device, dtype, memory_format=torch.channels_last) for what in (layer, x))
         with torch.no_grad(), training_flags(device):
             while True:
                 yield None

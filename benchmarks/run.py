@@ -190,28 +190,25 @@ def process(row: str, name: str, sizes: Sizes, device: str, folder: Path):
             child.terminate()
 
 
-def measure(row: str, what: Row, sizes: Sizes, device: str, seconds: float, folder: Path, least: int) -> dict:
-    """The rounds of a row: for each contender a list of outcomes, or why it is absent."""
-    found = {}
+def measure(row: str, what: Row, sizes: Sizes, device: str, seconds: float, folder: Path) -> dict:
+    """The rounds of a row: for each contender a list of outcomes, or why it is absent. At least three rounds after the
+    first, more while the seconds last; a single one where there are none to spend."""
+    found, pipes = {}, {}
     with ExitStack() as stack:
-        pipes = {}
         for name in what.contenders:
             pipe = stack.enter_context(process(row, name, sizes, device, folder))
-            found[name] = pipe if isinstance(pipe, str) else []
-            if not isinstance(pipe, str):
-                pipes[name] = pipe
+            if isinstance(pipe, str):
+                found[name] = pipe
+            else:
+                found[name], pipes[name] = [], pipe
         began, count = time.time(), 0
-        while count <= least or (time.time() - began) * (count + 1) / count < seconds and count < 12:
+        while count < (4 if seconds else 1) or (time.time() - began) * (count + 1) / count < seconds and count < 12:
             for name, pipe in pipes.items():
                 time.sleep(0.05)  # the threads of the one before fall asleep
                 pipe.send("go")
-                outcome = pipe.recv()
-                if count or what.share == 0:
-                    found[name].append(outcome)
+                found[name].append(pipe.recv())
             count += 1
-            if what.share == 0:
-                break
-    return found
+    return {name: rounds[1:] if seconds and not isinstance(rounds, str) else rounds for name, rounds in found.items()}
 
 
 def speed(outcome: dict) -> float:
@@ -234,15 +231,21 @@ def summary(rounds: dict) -> dict:
             "ratio": median(ratios),
             "range": [min(ratios), max(ratios)],
             "rounds": len(outcomes),
-            **{
-                key: median(o[key] for o in outcomes)
-                for key in ("extra_mib", "ra", "sa", "beyond", "bytes")
-                if key in outcomes[0]
-            },
         }
+        for key in ("extra_mib", "sa", "ra", "beyond", "bytes"):
+            if key in outcomes[0]:
+                lines[name][key] = median(outcome[key] for outcome in outcomes)
         if "masks" in outcomes[0]:
             lines[name]["masks"] = outcomes[0]["masks"]
     return lines
+
+
+FORMS = {
+    "extra_mib": "{:.0f} MiB extra",
+    "ra": "RA {:.2%}",
+    "beyond": "{:.2f} s beyond torch",
+    "masks": "masks {}",
+}
 
 
 def show(what: Row, lines: dict) -> None:
@@ -253,12 +256,7 @@ def show(what: Row, lines: dict) -> None:
             continue
         column = f"{line['seconds']:.4g} s" if what.unit == "s" else f"{line['speed']:.5g} {what.unit}"
         text = f"  {name:42} {column:>18}  x{line['ratio']:.2f} ({line['range'][0]:.2f} to {line['range'][1]:.2f})"
-        for key, form in {
-            "extra_mib": "{:.0f} MiB extra",
-            "ra": "RA {:.2%}",
-            "beyond": "{:.2f} s beyond torch",
-            "masks": "masks {}",
-        }.items():
+        for key, form in FORMS.items():
             if key in line and (key != "extra_mib" or "masks" in line):
                 text += "  " + form.format(line[key])
         print(text, flush=True)
@@ -305,7 +303,7 @@ def main(argv: list[str] | None = None) -> int:
         for name, row in chosen.items():
             seconds = 0 if args.smoke else 60 * args.minutes * row.share / whole
             own = c.BIG if name == "step224" and not args.smoke else sizes
-            rounds = measure(name, row, own, args.device, seconds, folder, least=1 if args.smoke else 3)
+            rounds = measure(name, row, own, args.device, seconds, folder)
             lines = summary(rounds)
             show(row, lines)
             report["rows"][name] = {"title": row.title, "unit": row.unit, "summary": lines, "rounds": rounds}
