@@ -4,7 +4,7 @@
     python benchmarks/run.py --device cuda        the same on a GPU, with its larger sizes
     python benchmarks/run.py --only step pruning  some rows (--only quickstart runs that whole command)
     python benchmarks/run.py --smoke              every row, tiny: does it all work?
-    python benchmarks/run.py --out FILE.json      what docs/performance.md is written from
+    python benchmarks/run.py --out FILE.json      what `python benchmarks/tables.py FILE.json` puts into the docs
 
 Needs `pip install -e ".[bench]"`; a peer that is not installed is said to be so. Each contender is a process of its own
 that waits while the others work, so that no memory, flag or cache of one is another's. In every round each of them has
@@ -292,7 +292,7 @@ def main(argv: list[str] | None = None) -> int:
     chosen = {name: row for name, row in rows.items() if (name in args.only if args.only else row.default)}
     torch.set_num_threads(sizes.threads or torch.get_num_threads())
     whole = sum(row.share for row in chosen.values()) or 1
-    report = {"about": about(args.device, sizes), "rows": {}}
+    report = {"kind": args.device.partition(":")[0], "about": about(args.device, sizes), "rows": {}}
     began = time.time()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
