@@ -63,9 +63,10 @@ def test_complete_does_what_is_left_and_makes_lost_files_again(small, tmp_path):
 
 
 def test_a_plan_needs_no_data(tmp_path):
-    cifar = replace(presets.get("cifar"), rounds=(0,), fractions=(0.01,), seeds=1)
+    cifar = presets.get("cifar")
+    cifar = replace(cifar, pretrain={"standard": cifar.pretrain["standard"]}, rounds=(0,), fractions=(0.01,), seeds=1)
     said = grid.plan(cifar, cifar.grid(), Folder(tmp_path, "cifar", tmp_path / "nothing"), "cpu", 1)
-    assert "pretrain     0     3" in said and "left on this machine (cpu, 1 at a time)" in said
+    assert "pretrain     0     1" in said and "left on this machine (cpu, 1 at a time)" in said
     assert not (tmp_path / "nothing").exists()
 
 
@@ -91,7 +92,7 @@ def test_half_precision_sources(small, tmp_path):
 
 def test_autoattack_of_the_dense_network_and_the_double_win_ticket(tiny_args, tmp_path, capsys):
     pytest.importorskip("pyautoattack")
-    settings = [*tiny_args, "--set", "rounds=0,2", "--set", "fractions=1.0", "--set", "autoattack_images=30"]
+    settings = [*tiny_args, "--set", "rounds=0,2", "--set", "fractions=1.0", "--set", "autoattack_images=12"]
     args = ["digits", *settings, "--results", str(tmp_path), "--source", "standard", "--workers", "1"]
     assert main(["autoattack", *args]) == 2
     assert "no finished run yet" in capsys.readouterr().err
@@ -100,7 +101,7 @@ def test_autoattack_of_the_dense_network_and_the_double_win_ticket(tiny_args, tm
     said = capsys.readouterr().out
     table = read_table(next(tmp_path.glob("*/table.csv")))
     rows = table[table["stage"] == "autoattack"]
-    assert rows["round"].tolist() == [0, 2] and (rows["ra"] <= rows["ra_pgd"] + 0.05).all() and "36.00%" in said
+    assert rows["round"].tolist() == [0, 2] and (rows["ra"] <= rows["ra_pgd"]).all() and "36.00%" in said
     assert (rows["ra_pgd"] <= rows["sa"]).all() and rows["command"].str.startswith("python -m dwlth autoattack").all()
     assert main(["autoattack", *args, "--tolerance", "100"]) == 0  # nothing left
     assert "runs ok" not in capsys.readouterr().out
