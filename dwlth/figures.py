@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from dwlth.errors import NotYet
 from dwlth.files import write
-from dwlth.verdict import CRITERIA, verdict
+from dwlth.verdict import CRITERIA, transfers, verdict
 
 SOURCES = {
     "standard": ("Standard", "#0072B2", "o", ""),
@@ -118,11 +118,11 @@ def pretraining(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def training(history: list[dict], title: str) -> Figure:
+def training(history: list[dict]) -> Figure:
     """Accuracy on the (attacked) training images, and validation SA and RA where they were measured, after each epoch
     of a history of `dwlth.training.fit`."""
     rows = pd.DataFrame(history)
-    figure = Picture(figsize=(7.5, 3.2), layout="constrained")
+    figure = Picture(figsize=(7.5, 3), layout="constrained")
     panel = figure.subplots()
     for key, name, style in (
         ("accuracy", "training images", {"color": "0.6", "marker": "."}),
@@ -131,7 +131,7 @@ def training(history: list[dict], title: str) -> Figure:
     ):
         measured = rows[rows[key].notna()]
         panel.plot(measured["epoch"] + 1, 100 * measured[key].astype(float), **style, label=name)
-    panel.set(title=title, xlabel="Epoch", ylabel="Accuracy (%)", ylim=(-3, 103))
+    panel.set(xlabel="Epoch", ylabel="Accuracy (%)", ylim=(-3, 103))
     panel.xaxis.get_major_locator().set_params(integer=True)
     panel.grid(alpha=0.3)
     figure.legend(loc="outside right upper", fontsize="small")
@@ -186,12 +186,6 @@ def _save(figure: Figure, path: Path) -> Path:
     undated = {"CreationDate": None}  # the same figure is the same file
     write(path.with_suffix(".pdf"), lambda beside: figure.savefig(beside, format="pdf", metadata=undated))
     return path
-
-
-def transfers(table: pd.DataFrame, downstream: str, fraction: float) -> pd.DataFrame:
-    """The rows of IMP's tickets, and of the dense networks, on a downstream task with a fraction of its data."""
-    runs = table[(table["stage"] == "transfer") & (table["method"] == "imp")]
-    return runs[(runs["downstream"] == downstream) & (runs["fraction"] == fraction)]
 
 
 def _transfers(

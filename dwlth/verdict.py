@@ -1,5 +1,6 @@
 """The verdict: which is the sparsest double-win ticket of each source?"""
 
+import contextlib
 from pathlib import Path
 
 import pandas as pd
@@ -74,6 +75,41 @@ def verdict(table: pd.DataFrame, tolerance: float | None = None, method: str = "
             "no verdict yet: no source has dense transfers under both regimes; `python -m dwlth run` makes them"
         )
     return pd.DataFrame(rows)
+
+
+def transfers(table: pd.DataFrame, downstream: str, fraction: float) -> pd.DataFrame:
+    """The rows of IMP's tickets, and of the dense networks, on a downstream task with a fraction of its data."""
+    runs = table[(table["stage"] == "transfer") & (table["method"] == "imp")]
+    return runs[(runs["downstream"] == downstream) & (runs["fraction"] == fraction)]
+
+
+def compare(
+    table: pd.DataFrame, source: str, round_: int, downstream: str, fraction: float, regime: str
+) -> tuple[pd.DataFrame, str]:
+    """SA and RA of IMP's ticket `round_` and of its dense network after transfer under one regime, in percent, mean ±
+    standard error over the seeds; and in a sentence, whether the ticket is double-win (which is about both regimes)."""
+    runs = transfers(table, downstream, fraction)
+    runs = runs[(runs["source"] == source) & runs["round"].isin([0, round_])]
+    rows = {}
+    for name, k in ((f"ticket of round {round_}", round_), ("dense network", 0)):
+        of = runs[(runs["round"] == k) & (runs["regime"] == regime)]
+        rows[name] = {"SA (%)": _mean(of["sa"]), "RA (%)": _mean(of["ra"]), "seeds": of["seed"].nunique()}
+    numbers = pd.DataFrame.from_dict(rows, orient="index")
+    if round_ == 0:
+        return numbers.tail(1), "This is the dense network, which tickets are compared with."
+    with contextlib.suppress(NotYet):
+        found = verdict(runs).iloc[0]
+        if found["round"] == round_:
+            return numbers, "Double-win: within one standard error of the dense network in all three criteria."
+        if found["fails_at_round"] == round_:
+            return numbers, f"Not double-win: below the dense network in {found['fails_by'].replace('; ', ' and in ')}."
+    return numbers, "Not judged: this needs the ticket and the dense network, transferred under both regimes."
+
+
+def _mean(values: pd.Series) -> str:
+    if values.isna().all():
+        return "not run yet"
+    return f"{100 * values.mean():.1f}" + (f" ± {100 * values.sem():.1f}" if len(values) > 1 else "")
 
 
 def report(found: pd.DataFrame, preset: str) -> str:

@@ -3,6 +3,7 @@
 Every control has a value from the start, so that a notebook runs headless too; callbacks may run on any thread.
 """
 
+import contextlib
 import html
 import math
 import threading
@@ -17,12 +18,11 @@ from matplotlib.figure import Figure
 
 from dwlth import analysis, figures, grid, masks, models, sources, tickets
 from dwlth.errors import DwlthError, NotYet
-from dwlth.presets import Given, Preset, Run
+from dwlth.presets import Preset, Run
 from dwlth.results import Folder, read_record, read_table
 from dwlth.training import read_checkpoint
-from dwlth.verdict import verdict
+from dwlth.verdict import compare
 
-COMMAND = "dwlth.widgets.training_panel"
 REGIMES = ("standard", "adversarial")
 _DRAWING = threading.RLock()  # matplotlib is not safe on several threads at once
 
@@ -144,8 +144,8 @@ def explorer(
     within = {"source": controls["source"], "round": controls["round"], "layer": choose("layer", list(layers), layer)}
 
     def outside(source, regime, downstream, fraction, metric, round):
-        figure = figures.curve(table, downstream, fraction, regime, metric, source, round)
-        return figure, *_numbers(figures.transfers(table, downstream, fraction), source, regime, round)
+        figure = figures.curve(runs, downstream, fraction, regime, metric, source, round)
+        return figure, *compare(runs, source, round, downstream, fraction, regime)
 
     def inside(source, round, layer):
         run = _on_disk(folder, source, round)
@@ -153,7 +153,7 @@ def explorer(
         mask = tickets.find(preset, run, folder, model)
         what = f"The ticket of {mask.sparsity:.2%}" if round else "The dense network"
         text = f"{what} from inside, {source} pre-training, seed {run.seed}"
-        return text, analysis.draw_layers({source: mask}), analysis.draw_kernels(model.net, mask, layer)
+        return text, analysis.draw_layers({source: mask}), analysis.draw_kernels(model.net, mask, layer, limit=6)
 
     parts = [_row(controls), _drawn(outside, controls), within["layer"], _drawn(inside, within)]
     return Box([*parts, _set_aside(folder)]).add_class("dwlth-explorer")
@@ -165,34 +165,6 @@ def _percent(fractions: Iterable[float]) -> dict[str, float]:
 
 def _sparsities(sparsity: pd.Series) -> dict[str, int]:
     return {f"{100 * value:.4g} % (round {round_})": round_ for round_, value in sparsity.items()}
-
-
-def _numbers(runs: pd.DataFrame, source: str, regime: str, round_: int) -> tuple[pd.DataFrame, str]:
-    """SA and RA of a ticket and of its dense network under one regime, and whether it is double-win."""
-    runs = runs[(runs["source"] == source) & runs["round"].isin([0, round_])]
-    rows = {}
-    for name, k in ((f"ticket of round {round_}", round_), ("dense network", 0)):
-        of = runs[(runs["round"] == k) & (runs["regime"] == regime)]
-        rows[name] = {"SA (%)": _mean(of["sa"]), "RA (%)": _mean(of["ra"]), "seeds": of["seed"].nunique()}
-    table = pd.DataFrame.from_dict(rows, orient="index")
-    if round_ == 0:
-        return table.tail(1), "The dense network, which tickets are compared with."
-    try:
-        found = verdict(runs).iloc[0]
-    except NotYet:
-        found = {"round": 0, "fails_at_round": 0}
-    if found["round"] == round_:
-        return table, "Double-win: within one standard error of the dense network in all three criteria."
-    if found["fails_at_round"] == round_:
-        return table, f"Not double-win: below the dense network in {found['fails_by'].replace('; ', ' and in ')}."
-    return table, "Not judged: this needs the ticket and the dense network transferred under both regimes."
-
-
-def _mean(values: pd.Series) -> str:
-    """Mean and standard error over the seeds, in percent."""
-    if values.isna().all():
-        return "not run yet"
-    return f"{100 * values.mean():.1f}" + (f" ± {100 * values.sem():.1f}" if len(values) > 1 else "")
 
 
 def _on_disk(folder: Folder, source: str, round_: int) -> Run:
@@ -253,22 +225,19 @@ def training_panel(
     }
     start = ipw.Button(description="Start", button_style="primary").add_class("dwlth-start")
     stop = ipw.Button(description="Stop", disabled=True).add_class("dwlth-stop")
-    bar, shown = ipw.FloatProgress(description="Epochs").add_class("dwlth-progress"), ipw.VBox()
+    bar, shown = ipw.FloatProgress(max=1.0).add_class("dwlth-progress"), ipw.VBox()
     running, stopping = threading.Lock(), threading.Event()
 
     def chosen(**changed: int) -> Run:
         return Run("transfer", **{name: control.value for name, control in controls.items()} | changed)
 
-    def tell(title: str, text: str, history: list[dict], done: int, total: int) -> None:
-        bar.max, bar.value = max(1, total), done
+    def tell(text: str, history: list[dict] | None = None, share: float = 0.0) -> None:
+        bar.value = share
         with _DRAWING:
-            show(shown, f"{title}: {text}", *([figures.training(history, title)] if history else []))
+            show(shown, text, *([figures.training(history)] if history else []))
 
     def look(_=None) -> None:
-        """Show what is known of the chosen run."""
-        run = chosen()
-        text, history = _known(preset, folder, run)
-        tell(str(run), text, history, len(history), preset.recipe(run).epochs)
+        tell(*_known(preset, folder, chosen()))
 
     def switch(on: bool) -> None:
         stop.disabled = not on
@@ -277,10 +246,11 @@ def training_panel(
 
     def work(run: Run) -> None:
         try:
-            _train(replace(preset, seeds=max(preset.seeds, run.seed + 1)), folder, run, device, minutes, stopping, tell)
+            wider = replace(preset, seeds=max(preset.seeds, run.seed + 1))
+            _train(wider, folder, run, device, minutes, stopping, tell)
             look()
         except Exception as error:  # nobody else would see it
-            tell(str(run), str(error) if isinstance(error, DwlthError) else repr(error), [], 0, 1)
+            tell(str(error) if isinstance(error, DwlthError) else repr(error))
         finally:
             switch(on=False)
             running.release()
@@ -297,87 +267,71 @@ def training_panel(
         control.observe(look, "value")
     if seed is None:
         done = folder.done()
-        seeds = [k for _, k in controls["seed"].options]
-        controls["seed"].value = next((k for k in seeds if preset.run_id(chosen(seed=k)) not in done), seeds[0])
+        undone = (k for _, k in controls["seed"].options if preset.run_id(chosen(seed=k)) not in done)
+        controls["seed"].value = next(undone, controls["seed"].value)
     look()
     parts = [_row(controls), ipw.HBox([start, stop, bar]), shown, _set_aside(folder)]
     return Box(parts).add_class("dwlth-training")
 
 
-def _known(preset: Preset, folder: Folder, run: Run) -> tuple[str, list[dict]]:
-    """What is known of a run: in words, and its history as far as it is on disk."""
+def _known(preset: Preset, folder: Folder, run: Run) -> tuple[str, list[dict], float]:
+    """What is known of a run: in words, its history as far as it is on disk, and how much of it is done."""
     id_ = preset.run_id(run)
+    text = "{}: done, SA {:.1%} and RA {:.1%} on the test set"
     try:
         if folder.record(id_).exists():
             record = read_record(folder.record(id_))
+            result = record["result"]
             if record["status"] == "failed":
-                return f"it broke down: {record['result']['error']}", []
-            return _done(record["result"]), record["result"]["history"]
-        if folder.table.exists():
-            table = read_table(folder.table)
-            if (table["id"] == id_).any():
-                return f"{_done(table[table['id'] == id_].iloc[0])} (from the table)", []
+                return f"{run}: {result['error']}", [], 0.0
+            return text.format(run, result["sa"], result["ra"]), result["history"], 1.0
+        table = read_table(folder.table) if folder.table.exists() else pd.DataFrame({"id": []})
+        for _, row in table[table["id"] == id_].iterrows():
+            return text.format(run, row["sa"], row["ra"]) + " (from the table)", [], 1.0
     except DwlthError as error:
-        return f"{error}; Start does the run again", []
-    history = _history(preset, folder, run)
-    epochs = preset.recipe(run).epochs
-    return f"not done yet ({len(history)} of {epochs} epochs); Start does what is left, and the runs it needs", history
-
-
-def _done(result: Any) -> str:
-    return f"done, SA {result['sa']:.1%} and RA {result['ra']:.1%} on the test set"
+        return f"{error}; Start does the run again", [], 0.0
+    history, epochs = _history(preset, folder, run), preset.recipe(run).epochs
+    text = f"{run}: not done yet ({len(history)} of {epochs} epochs); Start does what is left, and the runs it needs"
+    return text, history, len(history) / epochs
 
 
 def _history(preset: Preset, folder: Folder, run: Run) -> list[dict]:
-    """The epochs in the checkpoint of a run, if there is one."""
-    path = folder.checkpoint(preset.run_id(run))
-    try:
-        return read_checkpoint(path)["history"]
-    except DwlthError:  # it is made again
-        return []
+    """The epochs that an earlier, stopped training of a run has done."""
+    with contextlib.suppress(DwlthError):
+        return read_checkpoint(folder.checkpoint(preset.run_id(run)))["history"]
+    return []
 
 
 def _train(preset, folder, run: Run, device, minutes: float, stopping: threading.Event, tell: Callable) -> None:
     """Do `run`, after the runs it needs, until `stopping` is set; `tell` hears of each epoch."""
-    tell(str(run), "looking what is left to do ...", [], 0, 1)
+    tell(f"{run}: looking what is left to do ...")
     todo = grid.left(preset, [run], folder)
     device, _ = grid.this_machine(device)
     seconds = grid.estimate(preset, todo, folder, device)
     if seconds > 60 * minutes:
         raise NotYet(
-            f"about {grid.duration(seconds)} on this machine ({device}); more than {minutes:g} minutes are not begun "
-            f"here. `python -m dwlth run {preset.name}` can be stopped and resumed"
+            f"{run}: about {grid.duration(seconds)} on this machine ({device}), and more than {minutes:g} minutes are "
+            f"not begun here; `python -m dwlth run {preset.name}` can be stopped and resumed"
         )
-    epochs = [_epochs(preset, each) for each in todo]
 
     def do(i: int, each: Run) -> bool:
-        history, title = _history(preset, folder, each), f"{each} (run {i + 1} of {len(todo)})"
+        history, epochs = _history(preset, folder, each), getattr(preset.recipe(each), "epochs", 0)
 
         def on_epoch(row: dict | None = None) -> bool:
             history.extend([row] if row else [])
-            tell(title, _progress(history, epochs[i]), history, sum(epochs[:i]) + len(history), sum(epochs))
+            words = f"{each} (run {i + 1} of {len(todo)}), epoch {len(history)} of {epochs}"
+            for name, key in (("training accuracy", "accuracy"), ("validation SA", "val_sa"), ("RA", "val_ra")):
+                measured = [row[key] for row in history if row[key] is not None]  # not after every epoch
+                words += f", {name} {measured[-1]:.1%}" if measured else ""
+            tell(words, history, (i + len(history) / max(1, epochs)) / len(todo))
             return stopping.is_set()
 
         if on_epoch():
             return False
-        status = grid.execute(preset, folder, device, math.inf, COMMAND, False, each, on_epoch)
-        if status == "failed":
+        end = grid.execute(preset, folder, device, math.inf, "dwlth.widgets.training_panel", False, each, on_epoch)
+        if end == "failed":
             raise DwlthError(f"{each} broke down: see {folder.record(preset.run_id(each))}")
-        return status == "ok"
+        return end == "ok"
 
     if all(do(i, each) for i, each in enumerate(todo)):
         folder.collect()
-
-
-def _epochs(preset: Preset, run: Run) -> int:
-    recipe = preset.recipe(run)
-    return 0 if isinstance(recipe, Given) or (run.stage == "imp" and run.round == 0) else recipe.epochs
-
-
-def _progress(history: list[dict], epochs: int) -> str:
-    """The last values of the training under way; SA and RA are not measured after every epoch."""
-    words = [f"epoch {len(history)} of {epochs}"]
-    for name, key in (("accuracy in training", "accuracy"), ("validation SA", "val_sa"), ("RA", "val_ra")):
-        measured = [row[key] for row in history if row[key] is not None]
-        words += [f"{name} {measured[-1]:.1%}"] if measured else []
-    return ", ".join(words)
