@@ -3,19 +3,16 @@
 import argparse
 import contextlib
 import math
-import os
 import sys
 import time
 import warnings
 from collections import Counter
 from concurrent.futures import BrokenExecutor
 from dataclasses import replace
-from functools import partial
 
-import pandas as pd
 import torch
 
-from dwlth import figures, files, grid, presets, tickets, verdict
+from dwlth import figures, grid, presets, tickets, verdict
 from dwlth.errors import DwlthError, NotYet
 from dwlth.inspection import describe
 from dwlth.presets import Preset, Run
@@ -62,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
             sub.add_argument("--seeds", type=int, help="number of seeds, from 0 (default: the preset's)")
             sub.add_argument("--source", action="append", help="only this pre-training source")
             sub.add_argument("--stage", action="append", help=f"only this stage: {', '.join(presets.STAGES)}")
-            sub.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+            sub.add_argument("--device", help="default: a GPU if there is one")
             sub.add_argument("--workers", type=int, help="processes (default: one per core, or one on a GPU)")
         if name in ("import", "export"):
             sub.add_argument("file")
@@ -96,26 +93,14 @@ def _select(args) -> tuple[Preset, list[Run], Folder]:
         for run in preset.grid()
         if (not args.source or run.source in args.source) and (not args.stage or run.stage in args.stage)
     ]
-    if args.workers is None:
-        args.workers = 1 if args.device.startswith("cuda") else _cores()
-    if args.workers < 1:
-        raise DwlthError(f"--workers {args.workers}: give 1 or more")
-    try:
-        torch.empty(0, device=args.device)
-    except (RuntimeError, AssertionError) as error:
-        raise DwlthError(f"--device {args.device}: {str(error).splitlines()[0]}") from None
+    args.device, args.workers = grid.this_machine(args.device, args.workers)
     return preset, runs, Folder(args.results, preset.name, args.data)
 
 
 def plan(args) -> int:
     preset, runs, folder = _select(args)
-    todo = grid.left(preset, runs, folder)
-    torch.set_num_threads(_threads(args))
-    counts = pd.DataFrame({"done": Counter(r.stage for r in runs if r not in set(todo))}, index=presets.STAGES)
-    counts["left"] = pd.Series(Counter(r.stage for r in todo))
-    print(counts.fillna(0).astype(int).to_string())
-    seconds = grid.estimate(preset, todo, folder, args.device) / args.workers
-    print(f"about {_duration(seconds)} left on this machine ({args.device}, {args.workers} at a time)")
+    torch.set_num_threads(grid.threads(args.workers))
+    print(grid.plan(preset, runs, folder, args.device, args.workers))
     return 0
 
 
@@ -124,15 +109,9 @@ def run(args) -> int:
     if not args.minutes > 0:
         raise DwlthError(f"--minutes {args.minutes:g}: give a number above 0")
     deadline = time.time() + 60 * args.minutes
-    files.write_json(folder.path / "preset.json", presets.plain(preset))
     todo = grid.left(preset, runs, folder)
-    work = partial(grid.execute, preset, folder, args.device, deadline, _command(args), args.workers == 1)
-    executor = None
-    with contextlib.ExitStack() as stack:
-        torch.set_num_threads(_threads(args))
-        if todo and args.workers > 1:
-            executor = stack.enter_context(grid.processes(args.workers, _threads(args)))
-        statuses = grid.run_grid(todo, work, executor, args.workers, deadline)
+    torch.set_num_threads(grid.threads(args.workers))
+    statuses = grid.run_all(preset, todo, folder, args.device, args.workers, deadline, _command(args))
     ends = Counter(statuses.values())
     if todo:
         print(", ".join(f"{count} runs {status}" for status, count in ends.items()))
@@ -183,15 +162,6 @@ def _ticket(args) -> tuple[Preset, Run, Folder]:
     return preset, Run("transfer", args.source, args.seed, args.round), Folder(args.results, preset.name, args.data)
 
 
-def _threads(args) -> int:
-    """Threads of each worker: the cores are shared out."""
-    return max(1, _cores() // args.workers)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _command(args) -> str:
     """The command to put into records; without the folder, which may be a path of this machine."""
     words = [f"python -m dwlth run {args.preset}"]
@@ -199,12 +169,6 @@ def _command(args) -> str:
         value = getattr(args, name)
         words += [f"--{name} {item}" for item in (value if isinstance(value, list) else [value]) if item is not None]
     return " ".join(words)
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} seconds"
-    return f"{seconds / 60:.1f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
 
 
 if __name__ == "__main__":

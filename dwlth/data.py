@@ -206,6 +206,25 @@ def _check_fraction(fraction: float) -> None:
         raise DwlthError(f"fraction of the training data is {fraction}: give a number above 0 and at most 1")
 
 
+PUBLISHED = {  # training, validation and test images, classes, and pixels a side as they are stored or streamed
+    "cifar10": (45_000, 5_000, 10_000, 10, 32),
+    "cifar100": (45_000, 5_000, 10_000, 100, 32),
+    "svhn": (68_257, 5_000, 26_032, 10, 32),
+    "imagenet": (1_281_167, 50_000, 50_000, 1000, 256),
+}
+
+
+def blank(name: str) -> Dataset | None:
+    """Black images of the published number and size, to time and count with where the real ones are not on disk; they
+    take no memory. None for other datasets."""
+    if name not in PUBLISHED:
+        return None
+    *sizes, classes, side = PUBLISHED[name]
+    images, label = torch.zeros(1, 3, side, side, dtype=torch.uint8), torch.zeros(1, dtype=torch.long)
+    splits = [Split(images.expand(size, -1, -1, -1), label.expand(size)) for size in sizes]
+    return Dataset(name, *splits, classes, *MEAN_STD[name])
+
+
 DATASETS = ("digits0-4", "digits5-9", "cifar10", "cifar100", "svhn", "imagenet")
 """The datasets with a name; any other is `folder:PATH`."""
 

@@ -34,7 +34,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], **about: Any) -> None:
-    """A safetensors file with JSON values in its header; `kind` (source or ticket) is one of them."""
+    """A safetensors file with JSON values in its header; `kind` (source, ticket or network) is one of them."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     write(path, lambda beside: save_file(tensors, beside, {"dwlth": json.dumps(about)}))
 
@@ -52,7 +52,7 @@ def read_tensors(path: Path, kind: str = "") -> tuple[dict[str, Tensor], dict[st
 
 def read_about(path: Path, kind: str = "") -> dict[str, Any]:
     """The header values alone; see `read_tensors`."""
-    what = kind or "source or ticket"
+    what = kind or "source, ticket or network"
     try:
         with safe_open(path, "pt") as file:  # checks the header against the size of the file
             about = json.loads((file.metadata() or {})["dwlth"])

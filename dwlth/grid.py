@@ -1,5 +1,6 @@
 """The grid: which runs a preset asks for, which are done, what the rest will cost, and running them."""
 
+import contextlib
 import math
 import multiprocessing
 import os
@@ -7,6 +8,7 @@ import signal
 import threading
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, ProcessPoolExecutor, wait
 from contextlib import contextmanager
@@ -16,14 +18,15 @@ from multiprocessing.connection import wait as wait_for_process
 from pathlib import Path
 from statistics import median
 
+import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
 from dwlth import data, files, models, results
 from dwlth.attacks import Attack
 from dwlth.augment import Augment
-from dwlth.errors import DwlthError
-from dwlth.presets import Given, Preset, Run
+from dwlth.errors import DwlthError, NotYet
+from dwlth.presets import STAGES, Given, Preset, Run, plain
 from dwlth.results import Folder
 from dwlth.sources import pretrain
 from dwlth.tickets import imp_round
@@ -37,8 +40,9 @@ def available(preset: Preset, run: Run, folder: Folder) -> bool:
     """Whether the file that later runs read from this one is on disk, and of this run. A file that cannot be read is
     named in a warning and set aside."""
     if run.stage == "transfer":
-        return True
-    path = folder.source(run) if run.stage == "pretrain" else folder.ticket(run, run.round + 1)
+        path = folder.network(preset.run_id(run))
+    else:
+        path = folder.source(run) if run.stage == "pretrain" else folder.ticket(run, run.round + 1)
     if not path.exists():
         return False
     try:
@@ -48,25 +52,140 @@ def available(preset: Preset, run: Run, folder: Folder) -> bool:
         return False
 
 
-def left(preset: Preset, runs: Iterable[Run], folder: Folder) -> list[Run]:
+def left(preset: Preset, runs: Iterable[Run], folder: Folder, files: bool = False) -> list[Run]:
     """Those of `runs` (a selection of the preset's grid) that are not done, with the runs they need whose files are
-    missing, each after those it needs."""
-    done = folder.done()
+    missing, each after those it needs. With `files` also those that are done but whose source, ticket or network is
+    not on disk."""
+    done, runs = folder.done(), list(runs)
     wanted: set[Run] = set()
-    queue = [run for run in runs if preset.run_id(run) not in done]
+    queue = [run for run in runs if preset.run_id(run) not in done or (files and not available(preset, run, folder))]
     while queue:
         run = queue.pop()
         if run not in wanted:
             wanted.add(run)
             queue += [need for need in run.needs() if not available(preset, need, folder)]
-    return [run for run in preset.grid() if run in wanted]
+    return [run for run in dict.fromkeys([*preset.grid(), *runs]) if run in wanted]
+
+
+def complete(
+    preset: Preset,
+    runs: Iterable[Run],
+    folder: Folder,
+    *,
+    files: bool = False,
+    minutes: float = 10.0,
+    device: str | None = None,
+    workers: int | None = None,
+) -> pd.DataFrame:
+    """Do what is left of `runs`, with a progress bar, and return the table; at once where nothing is left.
+
+    Args:
+        files: have the files of these runs on disk too: sources, tickets and the networks of transfers.
+        minutes: at most so much work is begun, by the estimate for this machine.
+        device, workers: see `this_machine`.
+
+    Raises:
+        NotYet: where the estimate is higher; it says the cost, and the command for a larger machine.
+    """
+    if files:
+        preset = replace(preset, keep_networks=True)
+    todo = left(preset, runs, folder, files)
+    if todo:
+        device, workers = this_machine(device, workers)
+        seconds = estimate(preset, todo, folder, device) / workers
+        if seconds > 60 * minutes:
+            raise NotYet(
+                f"{len(todo)} runs are left, about {duration(seconds)} here ({device}, {workers} at a time); "
+                f"more than {minutes:g} minutes are not begun here. `python -m dwlth run {preset.name}` does them, and "
+                "can be stopped and resumed"
+            )
+        ends = run_all(preset, todo, folder, device, workers, command="dwlth.grid.complete")
+        for failed in (run for run, end in ends.items() if end == "failed"):
+            warnings.warn(f"failed: {failed}: see {folder.record(preset.run_id(failed))}", stacklevel=2)
+    return folder.collect()
+
+
+def plan(preset: Preset, runs: list[Run], folder: Folder, device: str | None = None, workers: int | None = None) -> str:
+    """How many of `runs` are done and left, by stage, and what is left costs on this machine. The published datasets
+    need not be on disk: steps are timed on blank images of their size, already decoded."""
+    device, workers = this_machine(device, workers)
+    todo = left(preset, runs, folder)
+    counts = pd.DataFrame({"done": Counter(run.stage for run in set(runs) - set(todo))}, index=STAGES)
+    counts["left"] = pd.Series(Counter(run.stage for run in todo))
+    seconds = estimate(preset, todo, folder, device) / workers
+    cost = f"about {duration(seconds)} left on this machine ({device}, {workers} at a time)"
+    return f"{counts.fillna(0).astype(int).to_string()}\n{cost}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words, in a unit that suits."""
+    if seconds < 90:
+        return f"{seconds:.0f} seconds"
+    if seconds < 5400:
+        return f"{seconds / 60:.1f} minutes"
+    return f"{seconds / 3600:.1f} hours" if seconds < 172_800 else f"{seconds / 86_400:.0f} days"
+
+
+def this_machine(device: str | None = None, workers: int | None = None) -> tuple[str, int]:
+    """The device and the number of processes to use: as given, or a GPU where there is one with one process, or else
+    the CPU with a process per core.
+
+    Raises:
+        DwlthError: for a device that is not there, or fewer than one process.
+    """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if workers is None:
+        workers = 1 if device.startswith("cuda") else _cores()
+    if workers < 1:
+        raise DwlthError(f"workers is {workers}: give 1 or more")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise DwlthError(f"device {device!r}: {str(error).splitlines()[0]}") from None
+    return device, workers
+
+
+def threads(workers: int) -> int:
+    """Threads of each worker: the cores are shared out."""
+    return max(1, _cores() // workers)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def run_all(
+    preset: Preset,
+    runs: list[Run],
+    folder: Folder,
+    device: str,
+    workers: int,
+    deadline: float = math.inf,
+    command: str = "",
+) -> dict[Run, str]:
+    """Do `runs` (as `left` gives them) on this machine, in so many processes that share its cores; returns their
+    statuses."""
+    files.write_json(folder.path / "preset.json", plain(preset))
+    work = partial(execute, preset, folder, device, deadline, command, workers == 1)
+    with contextlib.ExitStack() as stack:
+        executor = None
+        if runs and workers > 1:
+            executor = stack.enter_context(processes(workers, threads(workers)))
+        return run_grid(runs, work, executor, workers, deadline)
 
 
 def execute(
-    preset: Preset, folder: Folder, device: str, deadline: float, command: str, progress: bool, run: Run
+    preset: Preset,
+    folder: Folder,
+    device: str,
+    deadline: float,
+    command: str,
+    progress: bool,
+    run: Run,
+    on_epoch: Callable[[dict], bool | None] | None = None,
 ) -> str:
     """Do one run and write its record; returns its status: `ok`, `failed` (training broke down; the record says
-    how) or `stopped` (at the deadline; the next call goes on from there)."""
+    how) or `stopped` (at the deadline, or by `on_epoch`; the next call goes on from there)."""
     id_ = preset.run_id(run)
     checkpoint = folder.checkpoint(id_)
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
@@ -74,7 +193,14 @@ def execute(
     status = "ok"
     try:
         result = STAGE[run.stage](
-            preset, run, folder, device, checkpoint=checkpoint, deadline=deadline, progress=progress
+            preset,
+            run,
+            folder,
+            device,
+            checkpoint=checkpoint,
+            deadline=deadline,
+            on_epoch=on_epoch,
+            progress=progress,
         )
     except OutOfTime:
         return "stopped"
@@ -162,7 +288,7 @@ def _start_worker(threads: int) -> None:
 
 def estimate(preset: Preset, runs: list[Run], folder: Folder, device: str) -> float:
     """Seconds that `runs` would take one after another, from a few timed steps of each kind on this machine."""
-    tasks = cache(lambda name: data.load(name, folder.data).to(device))
+    tasks = cache(lambda name: data.blank(name) or data.load(name, folder.data))
     step = cache(partial(_step_seconds, preset, device))
     test = cache(partial(_test_seconds, preset, device))
 
@@ -190,7 +316,7 @@ def _step_seconds(preset: Preset, device: str, task: data.Dataset, recipe: Recip
 
     def timed(n: int) -> float:
         model = models.build(preset.network, task.classes, task.mean, task.std, seed=0).to(device)
-        images = task.train.take(list(range(n)))
+        images = task.train.take(list(range(n))).to(device)
         return median(row["seconds"] for row in fit(model, recipe, images, images, seed=0).history[:3])
 
     return _scaled(timed, size)
@@ -202,7 +328,7 @@ def _test_seconds(preset: Preset, device: str, task: data.Dataset, attack: Attac
 
     def timed(n: int) -> float:
         began = time.time()
-        evaluate(model, task.test.take(list(range(n))), attack, 0, augment)
+        evaluate(model, task.test.take(list(range(n))).to(device), attack, 0, augment)
         return time.time() - began
 
     size = min(len(task.test), 512)

@@ -12,7 +12,7 @@ from dwlth.tickets import load
 
 
 def describe(file: str | Path, unsafe: bool = False) -> str:
-    """One paragraph about a source, a ticket, a record, a table or a checkpoint from elsewhere.
+    """One paragraph about a source, a ticket, a transferred network, a record, a table or a checkpoint from elsewhere.
 
     Args:
         unsafe: for a checkpoint, see `dwlth.checkpoints.read`.
@@ -32,6 +32,10 @@ def describe(file: str | Path, unsafe: bool = False) -> str:
                 f"{about['method']} (preset {about['preset']}, run {about['id']}): keeps {mask.kept:,} of "
                 f"{mask.total:,} convolution weights in {len(mask)} layers, a sparsity of {mask.sparsity:.2%}; "
                 f"belongs to the weights {about['belongs_to']}."
+            )
+        if about["kind"] == "network":
+            return (
+                f"{path}: the network of {about['run']}, with SA {_percent(about['sa'])}, RA {_percent(about['ra'])}."
             )
         return (
             f"{path}: the {about['source']} pre-training source, seed {about['seed']} (preset {about['preset']}, run "

@@ -100,6 +100,8 @@ class Preset:
     """Parts of the downstream training data (paper)."""
     methods: tuple[str, ...] = ("imp",)
     seeds: int = 1
+    keep_networks: bool = False
+    """Keep the network that each transfer ends with."""
 
     def __post_init__(self):
         if not 0 < self.prune_rate < 1:
@@ -187,7 +189,7 @@ class Preset:
         return preset
 
     def _identity(self) -> str:
-        extent = ("name", "downstream", "rounds", "fractions", "methods", "seeds")
+        extent = ("name", "downstream", "rounds", "fractions", "methods", "seeds", "keep_networks")
         return json.dumps({key: value for key, value in plain(self).items() if key not in extent})
 
 
@@ -264,6 +266,7 @@ def _digits() -> Preset:
         downstream=("digits5-9",),
         rounds=(0, 2, 6, 10, 14, 17, 19),
         seeds=2,
+        keep_networks=True,
     )
 
 

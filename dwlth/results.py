@@ -26,6 +26,7 @@ class Folder:
 
     - `sources/SOURCE-sSEED.safetensors`: the weights of a pre-trained network
     - `tickets/SOURCE-imp-sSEED/ROUND.safetensors`: a mask, packed to bits
+    - `networks/ID.safetensors`: the network that a transfer ended with, where it is kept
     - `runs/ID.json`: the record of a finished (or failed) run
     - `checkpoints/ID.pt`: a training under way
     - `table.csv`: a row per finished run; all that the verdict and the figures read
@@ -46,6 +47,9 @@ class Folder:
 
     def ticket(self, run: Run, round_: int) -> Path:
         return self.path / "tickets" / f"{run.source}-imp-s{run.seed}" / f"{round_:02d}.safetensors"
+
+    def network(self, id_: str) -> Path:
+        return self.path / "networks" / f"{id_}.safetensors"
 
     def record(self, id_: str) -> Path:
         return self.path / "runs" / f"{id_}.json"
@@ -69,15 +73,21 @@ class Folder:
         return ids | set(read_table(self.table)["id"]) if self.table.exists() else ids
 
     def collect(self) -> pd.DataFrame:
-        """Add the finished records to `table.csv` and return it. A newer row takes the place of an older one for the
-        same run, also of one with other settings (an older preset's); rows whose records are elsewhere stay.
+        """Add the finished records to `table.csv` and return it. A row stays as it is when its run is done once more; a
+        run with other settings takes the place of its namesake; rows whose records are elsewhere stay.
 
         Raises:
             NotYet: without a finished run.
         """
         rows = pd.DataFrame([_row(record) for record in self.records() if record["status"] == "ok"])
+        if len(rows):
+            rows = rows.drop_duplicates(KEY, keep="last")
         if self.table.exists():
-            rows = pd.concat([read_table(self.table), rows], ignore_index=True).drop_duplicates(KEY, keep="last")
+            table = read_table(self.table)
+            rows = rows[~rows["id"].isin(table["id"])] if len(rows) else rows
+            if not len(rows):
+                return table
+            rows = pd.concat([table, rows], ignore_index=True).drop_duplicates(KEY, keep="last")
         if not len(rows):
             raise NotYet(f"{self.path}: no finished run yet; `python -m dwlth run` makes them")
         rows = rows.sort_values(KEY, kind="stable").reset_index(drop=True)

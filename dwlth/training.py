@@ -168,7 +168,7 @@ def fit(
     mask: Mask | None = None,
     checkpoint: Path | None = None,
     deadline: float = math.inf,
-    on_epoch: Callable[[dict], None] | None = None,
+    on_epoch: Callable[[dict], bool | None] | None = None,
     progress: bool = False,
 ) -> Fit:
     """Train `model` (its network in `model.net`) in place; it ends with the last epoch's weights. Warns of the first
@@ -181,12 +181,12 @@ def fit(
         checkpoint: a file of the caller's, for this training alone. Where it exists, training goes on from it;
             it is written every `CHECKPOINT_SECONDS` and at the deadline. The caller deletes it when all is safe.
         deadline: a `time.time()` after which no epoch is begun that would end later.
-        on_epoch: called with each new row of the history.
+        on_epoch: called with each new row of the history; returns True to stop there, as at the deadline.
         progress: show a bar over the epochs.
 
     Raises:
         TrainingFailed: when the mean loss of an epoch is not finite.
-        OutOfTime: at the deadline.
+        OutOfTime: at the deadline, or when `on_epoch` says so.
     """
     keep_masked = mask.apply_(model.net) if mask else None
     optimizer = torch.optim.SGD(
@@ -227,12 +227,11 @@ def fit(
         row["seconds"] = time.time() - began
         result.history.append(row)
         bar.set_postfix({key: f"{row[key]:.3f}" for key in ("loss", "val_sa", "val_ra") if row[key] is not None})
-        if on_epoch:
-            on_epoch(row)
+        stop = on_epoch(row) if on_epoch else False
         if epoch + 1 == recipe.epochs:
             break
         now = time.time()
-        out_of_time = now + row["seconds"] > deadline
+        out_of_time = stop or now + row["seconds"] > deadline
         if checkpoint and (out_of_time or now - saved > CHECKPOINT_SECONDS):
             save()
             saved = now
