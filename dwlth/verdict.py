@@ -83,33 +83,21 @@ def transfers(table: pd.DataFrame, downstream: str, fraction: float) -> pd.DataF
     return runs[(runs["downstream"] == downstream) & (runs["fraction"] == fraction)]
 
 
-def compare(
-    table: pd.DataFrame, source: str, round_: int, downstream: str, fraction: float, regime: str
-) -> tuple[pd.DataFrame, str]:
-    """SA and RA of IMP's ticket `round_` and of its dense network after transfer under one regime, in percent, mean ±
-    standard error over the seeds; and in a sentence, whether the ticket is double-win (which is about both regimes)."""
-    runs = transfers(table, downstream, fraction)
-    runs = runs[(runs["source"] == source) & runs["round"].isin([0, round_])]
-    rows = {}
-    for name, k in ((f"ticket of round {round_}", round_), ("dense network", 0)):
-        of = runs[(runs["round"] == k) & (runs["regime"] == regime)]
-        rows[name] = {"SA (%)": _mean(of["sa"]), "RA (%)": _mean(of["ra"]), "seeds": of["seed"].nunique()}
-    numbers = pd.DataFrame.from_dict(rows, orient="index")
+def judge(runs: pd.DataFrame, round_: int) -> str:
+    """Whether ticket `round_` is double-win, in a sentence.
+
+    Args:
+        runs: rows of `transfers`, of one source.
+    """
     if round_ == 0:
-        return numbers.tail(1), "This is the dense network, which tickets are compared with."
+        return "This is the dense network, which tickets are compared with."
     with contextlib.suppress(NotYet):
-        found = verdict(runs).iloc[0]
+        found = verdict(runs[runs["round"].isin([0, round_])]).iloc[0]
         if found["round"] == round_:
-            return numbers, "Double-win: within one standard error of the dense network in all three criteria."
+            return "Double-win: within one standard error of the dense network in all three criteria."
         if found["fails_at_round"] == round_:
-            return numbers, f"Not double-win: below the dense network in {found['fails_by'].replace('; ', ' and in ')}."
-    return numbers, "Not judged: this needs the ticket and the dense network, transferred under both regimes."
-
-
-def _mean(values: pd.Series) -> str:
-    if values.isna().all():
-        return "not run yet"
-    return f"{100 * values.mean():.1f}" + (f" ± {100 * values.sem():.1f}" if len(values) > 1 else "")
+            return f"Not double-win: below the dense network in {found['fails_by'].replace('; ', ' and in ')}."
+    return "Not judged: this needs the ticket and the dense network, transferred under both regimes."
 
 
 def report(found: pd.DataFrame, preset: str) -> str:

@@ -21,7 +21,7 @@ from dwlth.errors import DwlthError, NotYet
 from dwlth.presets import Preset, Run
 from dwlth.results import Folder, read_record, read_table
 from dwlth.training import read_checkpoint
-from dwlth.verdict import compare
+from dwlth.verdict import judge, transfers
 
 REGIMES = ("standard", "adversarial")
 _DRAWING = threading.RLock()  # matplotlib is not safe on several threads at once
@@ -145,7 +145,9 @@ def explorer(
 
     def outside(source, regime, downstream, fraction, metric, round):
         figure = figures.curve(runs, downstream, fraction, regime, metric, source, round)
-        return figure, *compare(runs, source, round, downstream, fraction, regime)
+        chosen = transfers(runs, downstream, fraction)
+        chosen = chosen[(chosen["source"] == source) & chosen["round"].isin([0, round])]
+        return figure, figures.summary(chosen[chosen["regime"] == regime], "sparsity"), judge(chosen, round)
 
     def inside(source, round, layer):
         run = _on_disk(folder, source, round)
@@ -234,7 +236,7 @@ def training_panel(
     def tell(text: str, history: list[dict] | None = None, share: float = 0.0) -> None:
         bar.value = share
         with _DRAWING:
-            show(shown, text, *([figures.training(history)] if history else []))
+            show(shown, text, *([figures.histories({chosen().source: history})] if history else []))
 
     def look(_=None) -> None:
         tell(*_known(preset, folder, chosen()))
