@@ -102,14 +102,17 @@ class Preset:
     seeds: int = 1
     keep_networks: bool = False
     """Keep the network that each transfer ends with."""
+    together: int = 1
+    """So many transfers train side by side (`dwlth.models.Stack`): for small networks, whose time is not arithmetic."""
 
     def __post_init__(self):
         if not 0 < self.prune_rate < 1:
             raise DwlthError(f"prune_rate is {self.prune_rate}: give a fraction above 0 and below 1")
         if self.evaluation.targeted:
             raise DwlthError("evaluation: a targeted attack takes targets, but tests give the true labels")
-        if self.seeds < 1:
-            raise DwlthError(f"seeds is {self.seeds}: give 1 or more")
+        for name in ("seeds", "together"):
+            if getattr(self, name) < 1:
+                raise DwlthError(f"{name} is {getattr(self, name)}: give 1 or more")
         for method in self.methods:
             if method not in METHODS:
                 raise DwlthError(f"unknown method {method!r}: choose from {', '.join(METHODS)}")
@@ -189,7 +192,7 @@ class Preset:
         return preset
 
     def _identity(self) -> str:
-        extent = ("name", "downstream", "rounds", "fractions", "methods", "seeds", "keep_networks")
+        extent = ("name", "downstream", "rounds", "fractions", "methods", "seeds", "keep_networks", "together")
         return json.dumps({key: value for key, value in plain(self).items() if key not in extent})
 
 
@@ -267,6 +270,7 @@ def _digits() -> Preset:
         rounds=(0, 2, 6, 10, 14, 17, 19),
         seeds=2,
         keep_networks=True,
+        together=7,
     )
 
 

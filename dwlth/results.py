@@ -144,11 +144,14 @@ def _row(record: dict[str, Any]) -> dict[str, Any]:
     return row | record["provenance"]
 
 
-def provenance(device: str, seconds: float, command: str) -> dict[str, Any]:
-    """Where a result comes from: wall time, hardware, versions, commit and command."""
+def provenance(device: str, precision: str, together: int, seconds: float, command: str) -> dict[str, Any]:
+    """Where a result comes from: its share of the wall time of so many runs `together`, hardware, versions, commit and
+    command."""
     name = torch.cuda.get_device_name(device) if device.startswith("cuda") else _cpu()
     return {
         "seconds": round(seconds, 3),
+        "together": together,
+        "precision": precision,
         "device": name,
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),

@@ -26,7 +26,7 @@ def pretrain(preset: Preset, run: Run, folder: Folder, device: str, **training) 
         task = data.load(preset.upstream, folder.data).to(device)
         model = models.build(preset.network, task.classes, task.mean, task.std, stream(run.seed, "init")).to(device)
         history, n_train = fit(model, recipe, task.train, task.val, seed=seed, **training).history, len(task.train)
-        sa, ra = evaluate(model, task.test, preset.evaluation, seed, recipe.augment)
+        sa, ra = evaluate(model, task.test, preset.evaluation, seed, **recipe.measuring)
     write_tensors(
         folder.source(run),
         model.net.state_dict(),
@@ -64,7 +64,8 @@ def _measure_if_possible(preset: Preset, run: Run, folder: Folder, model: Classi
         warnings.warn(f"the {run.source} source is not measured: {error}", stacklevel=2)
         return None, None
     check_head(model, task)
-    return evaluate(model, task.test.to(model.mean.device), preset.evaluation, seed, preset.imp[run.source].augment)
+    test = task.test.to(model.mean.device)
+    return evaluate(model, test, preset.evaluation, seed, **preset.imp[run.source].measuring)
 
 
 def check_head(model: Classifier, task: data.Dataset) -> None:
