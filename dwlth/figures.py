@@ -1,16 +1,19 @@
 """Figures, each from the table alone."""
 
+import contextlib
 import io
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from dwlth.errors import NotYet
 from dwlth.files import write
-from dwlth.verdict import CRITERIA, PAPER, verdict
+from dwlth.verdict import CRITERIA, PAPER, transfers, verdict
 
 SOURCES = {
     "standard": ("Standard", "#0072B2", "o", ""),
@@ -40,28 +43,32 @@ class Picture(Figure):
 def png(figure: Figure) -> bytes:
     """The figure as PNG, for a screen; the same figure gives the same bytes."""
     file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=100)
+    figure.set_dpi(100)
+    FigureCanvasAgg(figure).print_png(file)  # savefig draws twice
     return file.getvalue()
 
 
-def curves(table: pd.DataFrame, downstream: str, fraction: float, tolerance: float | None = None) -> Figure:
-    """SA and RA of the tickets against their sparsity, under both regimes, with a line per source: the mean over
-    seeds and a band of one standard error; dashed, the dense network; a star, the sparsest double-win ticket."""
-    runs = table[(table["stage"] == "transfer") & (table["method"] == "imp")]
-    runs = runs[(runs["downstream"] == downstream) & (runs["fraction"] == fraction)]
-    found = verdict(runs, tolerance).set_index("source")["round"]
+def curves(
+    table: pd.DataFrame,
+    downstream: str,
+    fraction: float,
+    tolerance: float | None = None,
+    sources: Iterable[str] = tuple(SOURCES),
+) -> Figure:
+    """SA and RA of the tickets against their sparsity, under both regimes, with a line for each of `sources`: the mean
+    over seeds and a band of one standard error; dashed, the dense network; a star, the sparsest double-win ticket.
+
+    Raises:
+        NotYet: if no source has dense runs under both regimes.
+    """
+    runs = transfers(table, downstream, fraction)
+    runs = runs[runs["source"].isin(list(sources))]
+    found = verdict(runs, tolerance)
     figure = Picture(figsize=(15, 3.9), layout="constrained")
     panels = figure.subplots(1, 4)
     for panel, (title, (regime, metric)) in zip(panels, PANELS.items()):
-        shown = runs[runs["regime"] == regime]
-        _lines(panel, shown, metric)
-        means = shown.groupby(["source", "round"])[metric].mean() * 100
-        for source, (_, colour, _, _) in SOURCES.items():
-            if (source, 0) in means:
-                panel.axhline(means[source, 0], color=colour, linestyle="--", linewidth=0.8, alpha=0.7)
-            if title in CRITERIA and source in found and (source, found[source]) in means:
-                panel.plot(found[source], means[source, found[source]], "*", markersize=17, color=colour, mec="black")
-        panel.set(title=title, ylabel=f"{metric.upper()} (%)")
+        _transfers(panel, runs, found, regime, metric)
+        panel.set_title(title)
     for panel in panels[1:]:
         panel.get_legend().remove()
     figure.suptitle(
@@ -72,6 +79,41 @@ def curves(table: pd.DataFrame, downstream: str, fraction: float, tolerance: flo
     return figure
 
 
+def curve(
+    table: pd.DataFrame,
+    downstream: str,
+    fraction: float,
+    regime: str,
+    metric: str,
+    source: str,
+    round_: int | None = None,
+) -> Figure:
+    """One panel of `curves`, for a regime and a metric (`sa` or `ra`): the tickets of `source`, those of the other
+    sources faint, and a ring around the ticket of IMP round `round_`.
+
+    Raises:
+        NotYet: if the table has no such transfers.
+    """
+    runs = transfers(table, downstream, fraction)
+    if not (runs["regime"] == regime).any():
+        raise NotYet(
+            f"no {regime} transfers to {downstream} with {fraction:.0%} of its data in the table yet; "
+            "`python -m dwlth run` makes them"
+        )
+    found = pd.DataFrame(columns=["source", "round"])
+    with contextlib.suppress(NotYet):
+        found = verdict(runs)
+    figure = Picture(figsize=(7.5, 4.2), layout="constrained")
+    panel = figure.subplots()
+    values = _transfers(panel, runs, found, regime, metric, source)
+    if (source, round_) in values.index:
+        at = (round_, values["mean"][source, round_])
+        panel.plot(*at, "o", markersize=22, fillstyle="none", color="black", mew=2, zorder=4)
+        panel.axvline(round_, color="black", linewidth=0.8, linestyle=":")
+    panel.set_title(f"{metric.upper()}, {regime} transfer to {downstream} with {fraction:.0%} of its training data")
+    return figure
+
+
 def pretraining(table: pd.DataFrame) -> Figure:
     """SA and RA on the pre-training task after each round of IMP; the first point is the dense source."""
     runs = table[table["stage"] == "imp"]
@@ -79,7 +121,7 @@ def pretraining(table: pd.DataFrame) -> Figure:
     panels = figure.subplots(1, 2)
     for panel, metric in zip(panels, ("sa", "ra")):
         _lines(panel, runs, metric)
-        panel.set(title=f"{metric.upper()}, pre-training task", ylabel=f"{metric.upper()} (%)")
+        panel.set(title=f"{metric.upper()}, pre-training task")
     return figure
 
 
@@ -149,22 +191,49 @@ def _save(figure: Figure, path: Path) -> Path:
     return path
 
 
-def _lines(panel: Axes, runs: pd.DataFrame, metric: str) -> None:
-    """A line per source of `metric` in percent against the IMP round, whose ticks say the sparsity in percent."""
+def _transfers(
+    panel: Axes, runs: pd.DataFrame, found: pd.DataFrame, regime: str, metric: str, highlight: str = ""
+) -> pd.DataFrame:
+    """`_lines` of the transfers under one regime, with the dense networks, and the double-win tickets `found` by the
+    verdict where `metric` under this regime is one of its criteria."""
+    values = _lines(panel, runs[runs["regime"] == regime], metric, highlight)
+    for source, (_, colour, _, _) in SOURCES.items():
+        faint, zorder = _emphasis(source, highlight)
+        if (source, 0) in values.index:
+            dense = values["mean"][source, 0]
+            panel.axhline(dense, color=colour, linestyle="--", linewidth=0.8, alpha=0.7 * faint)
+        for round_ in found["round"][found["source"] == source]:
+            if (regime, metric) in CRITERIA.values() and (source, round_) in values.index:
+                best = values["mean"][source, round_]
+                panel.plot(round_, best, "*", markersize=17, color=colour, mec="black", alpha=faint, zorder=zorder)
+    return values
+
+
+def _lines(panel: Axes, runs: pd.DataFrame, metric: str, highlight: str = "") -> pd.DataFrame:
+    """A line per source of `metric` in percent against the IMP round, whose ticks say the sparsity in percent; all
+    sources but `highlight` faint. Returns the `mean` and the standard error `sem` over seeds, by source and round."""
     values = runs.groupby(["source", "round"])[metric].agg(["mean", "sem"]).mul(100).dropna(subset="mean")
     for source, (name, colour, marker, dashes) in SOURCES.items():
         if source not in values.index:
             continue
+        faint, zorder = _emphasis(source, highlight)
         of = values.loc[source]
-        style = {"color": colour, "marker": marker, "linestyle": (0, dashes) if dashes else "-"}
-        panel.plot(of.index, of["mean"], **style, mec="white", label=name)
-        panel.fill_between(of.index, of["mean"] - of["sem"], of["mean"] + of["sem"], color=colour, alpha=0.2)
+        style = {"color": colour, "marker": marker, "linestyle": (0, dashes) if dashes else "-", "mec": "white"}
+        panel.plot(of.index, of["mean"], **style, alpha=faint, zorder=zorder, label=name)
+        low, high = of["mean"] - of["sem"], of["mean"] + of["sem"]
+        panel.fill_between(of.index, low, high, color=colour, alpha=0.2 * faint)
     sparsity = runs.groupby("round")["sparsity"].first()
     shown = sparsity if len(sparsity) < 10 else sparsity.iloc[::3]
     panel.set_xticks(shown.index, [f"{100 * value:.4g}" for value in shown], rotation=45)
-    panel.set(xlabel="Sparsity (%)")
+    panel.set(xlabel="Sparsity (%)", ylabel=f"{metric.upper()} (%)")
     panel.grid(alpha=0.3)
     panel.legend(title="Pre-training", fontsize="small")
+    return values
+
+
+def _emphasis(source: str, highlight: str) -> tuple[float, int]:
+    """Opacity in [0, 1] and order from back (2, matplotlib's own) to front of a source, where one may stand out."""
+    return (1, 2) if not highlight else (1, 3) if source == highlight else (0.25, 2)
 
 
 def methods(table: pd.DataFrame, downstream: str, source: str, fraction: float = 1.0) -> Figure:

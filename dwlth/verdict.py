@@ -1,5 +1,6 @@
 """The verdict: which is the sparsest double-win ticket of each source?"""
 
+import contextlib
 from pathlib import Path
 
 import pandas as pd
@@ -74,6 +75,29 @@ def verdict(table: pd.DataFrame, tolerance: float | None = None, method: str = "
             "no verdict yet: no source has dense transfers under both regimes; `python -m dwlth run` makes them"
         )
     return pd.DataFrame(rows)
+
+
+def transfers(table: pd.DataFrame, downstream: str, fraction: float) -> pd.DataFrame:
+    """The rows of IMP's tickets, and of the dense networks, on a downstream task with a fraction of its data."""
+    runs = table[(table["stage"] == "transfer") & (table["method"] == "imp")]
+    return runs[(runs["downstream"] == downstream) & (runs["fraction"] == fraction)]
+
+
+def judge(runs: pd.DataFrame, round_: int) -> str:
+    """Whether ticket `round_` is double-win, in a sentence.
+
+    Args:
+        runs: rows of `transfers`, of one source.
+    """
+    if round_ == 0:
+        return "This is the dense network, which tickets are compared with."
+    with contextlib.suppress(NotYet):
+        found = verdict(runs[runs["round"].isin([0, round_])]).iloc[0]
+        if found["round"] == round_:
+            return "Double-win: within one standard error of the dense network in all three criteria."
+        if found["fails_at_round"] == round_:
+            return f"Not double-win: below the dense network in {found['fails_by'].replace('; ', ' and in ')}."
+    return "Not judged: this needs the ticket and the dense network, transferred under both regimes."
 
 
 def report(found: pd.DataFrame, preset: str) -> str:
