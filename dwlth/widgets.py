@@ -306,7 +306,7 @@ def _known(preset: Preset, folder: Folder, run: Run) -> tuple[str, list[dict], f
 def _history(preset: Preset, folder: Folder, run: Run) -> list[dict]:
     """The epochs that an earlier, stopped training of a run has done."""
     with contextlib.suppress(DwlthError):
-        return read_checkpoint(folder.checkpoint(preset.run_id(run)))["history"]
+        return read_checkpoint(folder.checkpoint(preset.run_id(run)))["fits"][0]["history"]
     return []
 
 
@@ -336,7 +336,8 @@ def _train(preset, folder, run: Run, device, minutes: float, stopping: threading
 
         if on_epoch():
             return False
-        end = grid.execute(preset, folder, device, math.inf, "dwlth.widgets.training_panel", False, each, on_epoch)
+        command = "dwlth.widgets.training_panel"
+        (end,) = grid.execute(preset, folder, device, math.inf, command, False, (each,), on_epoch)
         if end == "failed":
             raise DwlthError(f"{each} broke down: see {folder.record(preset.run_id(each))}")
         return end == "ok"

@@ -288,7 +288,7 @@ def test_stopped_and_started_again_it_is_the_same_run(tiny, folder, straight):
 def test_a_second_click_starts_nothing_and_stop_before_the_first_epoch(tiny, folder, monkeypatch):
     begun = []
     execute = grid.execute
-    monkeypatch.setattr(grid, "execute", lambda *args: begun.append(args[6]) or execute(*args))
+    monkeypatch.setattr(grid, "execute", lambda *args: begun.extend(args[6]) or execute(*args))
     box = panel(tiny, folder, round=0, regime="standard", fraction=0.01)
     for _ in range(3):
         find(box, "start").click()
