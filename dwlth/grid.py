@@ -39,14 +39,17 @@ from dwlth.training import (
     fit_members,
     read_checkpoint,
 )
-from dwlth.transfer import transfer
+from dwlth.transfer import transfer, under_autoattack
 
 STAGE = {"pretrain": pretrain, "imp": imp_round}
+"""What does one run of these stages; for the others see `execute`."""
 
 
 def available(preset: Preset, run: Run, folder: Folder) -> bool:
     """Whether the file that later runs read from this one is on disk, and of this run. A file that cannot be read is
     named in a warning and set aside."""
+    if run.stage == "autoattack":
+        return True  # leaves no file but its record
     if run.stage == "transfer":
         path = folder.network(preset.run_id(run))
     else:
@@ -118,7 +121,8 @@ def plan(preset: Preset, runs: list[Run], folder: Folder, device: str | None = N
     need not be on disk: steps are timed on blank images of their size, already decoded."""
     device, workers = this_machine(device, workers)
     todo = left(preset, runs, folder)
-    counts = pd.DataFrame({"done": Counter(run.stage for run in set(runs) - set(todo))}, index=STAGES)
+    stages = [stage for stage in STAGES if any(run.stage == stage for run in runs)]
+    counts = pd.DataFrame({"done": Counter(run.stage for run in set(runs) - set(todo))}, index=stages)
     counts["left"] = pd.Series(Counter(run.stage for run in todo))
     seconds = estimate(preset, todo, folder, device) / workers
     cost = f"about {duration(seconds)} left on this machine ({device}, {workers} at a time)"
@@ -215,6 +219,8 @@ def execute(
     try:
         if unit[0].stage == "transfer":
             found = transfer(preset, unit, folder, device, **training)
+        elif unit[0].stage == "autoattack":
+            found = [under_autoattack(preset, unit[0], folder, device)]
         else:
             found = [STAGE[unit[0].stage](preset, unit[0], folder, device, **training)]
     except OutOfTime:

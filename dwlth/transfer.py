@@ -1,9 +1,13 @@
 """Transfer: tickets, each alone, trained on a downstream task."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
+import torch
+
 from dwlth import data, models, sources, tickets
+from dwlth.attacks import autoattack
 from dwlth.files import read_tensors, write_tensors
 from dwlth.masks import Mask
 from dwlth.models import Classifier
@@ -86,3 +90,27 @@ def load(preset: Preset, run: Run, folder: Folder, device: str) -> Classifier:
     model = models.build(about["network"], about["classes"], about["mean"], about["std"], seed=0)
     model.net.load_state_dict(weights)
     return model.to(device).eval()
+
+
+def under_autoattack(preset: Preset, run: Run, folder: Folder, device: str) -> dict[str, Any]:
+    """SA, RA under AutoAttack (`ra`) and RA under the preset's evaluation attack (`ra_pgd`) of the network that a
+    transfer ended with, all on the same first `preset.autoattack_images` test images.
+
+    Raises:
+        DwlthError: see `dwlth.attacks.autoattack`.
+    """
+    task = data.load(run.downstream, folder.data).to(device)
+    transferred = replace(run, stage="transfer")
+    model, mask = (
+        load(preset, transferred, folder, device),
+        tickets.find(preset, run, folder, sources.load(preset, run, folder, device)),
+    )
+    test = task.test.take(list(range(min(preset.autoattack_images, len(task.test)))))
+    recipe, seed, attack = preset.recipe(run), stream(run.seed, "autoattack"), preset.evaluation
+    sa, ra_pgd = evaluate(model, test, attack, seed, **recipe.measuring)
+    right = 0
+    for x, y in test.batches(250, augment=recipe.augment):
+        adversarial = autoattack(model, x, y, attack.eps, attack.norm, seed=seed % 2**31)
+        with torch.no_grad():
+            right += (model(adversarial).argmax(1) == y).sum().item()
+    return {"sa": sa, "ra": right / len(test), "ra_pgd": ra_pgd, "sparsity": mask.sparsity, "n_train": 0, "history": []}
