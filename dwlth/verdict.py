@@ -100,9 +100,9 @@ def judge(runs: pd.DataFrame, round_: int) -> str:
     return "Not judged: this needs the ticket and the dense network, transferred under both regimes."
 
 
-def report(found: pd.DataFrame, preset: str) -> str:
-    """The verdict as text, beside the paper's numbers."""
-    table = pd.DataFrame(
+def readable(found: pd.DataFrame) -> pd.DataFrame:
+    """The verdict in words, a row each as in `found`."""
+    return pd.DataFrame(
         {
             "data": found["fraction"].map("{:.0%}".format),
             "source": found["source"],
@@ -112,6 +112,11 @@ def report(found: pd.DataFrame, preset: str) -> str:
             "by": found["fails_by"],
         }
     )
+
+
+def report(found: pd.DataFrame, preset: str) -> str:
+    """The verdict as text, beside the paper's numbers."""
+    table = readable(found)
     lines = [f"Sparsest double-win tickets, preset {preset} (each within its tolerance of the dense network)"]
     for task, group in table.groupby(found["downstream"], sort=False):
         lines += ["", f"to {task}", group.to_string(index=False, justify="left")]
