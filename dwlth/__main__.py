@@ -1,4 +1,4 @@
-"""The command line: `python -m dwlth plan|run|verdict|figures|inspect|import|export`."""
+"""The command line: `python -m dwlth plan|run|autoattack|verdict|figures|inspect|import|export`."""
 
 import argparse
 import contextlib
@@ -40,10 +40,11 @@ def main(argv: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m dwlth", description=__doc__, epilog=EPILOG)
-    commands = parser.add_subparsers(required=True, metavar="plan|run|verdict|figures|inspect|import|export")
+    commands = parser.add_subparsers(required=True, metavar="plan|run|autoattack|verdict|figures|inspect|import|export")
     for name, command, help_ in (
         ("plan", plan, "count the runs done and left, and estimate the time left"),
         ("run", run, "do the runs left, then print the verdict and draw the figures"),
+        ("autoattack", under_autoattack, "AutoAttack on the dense networks and the sparsest double-win tickets"),
         ("verdict", show_verdict, "the sparsest double-win tickets, from the table"),
         ("figures", draw, "draw the figures from the table"),
         ("import", import_ticket, "take in a ticket of the paper's public code"),
@@ -55,12 +56,13 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--results", default="results", help="folder of the results (default: %(default)s)")
         sub.add_argument("--data", default="data", help="folder of the datasets (default: %(default)s)")
         sub.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="e.g. transfer.epochs=5")
-        if name in ("plan", "run"):
+        if name in ("plan", "run", "autoattack"):
             sub.add_argument("--seeds", type=int, help="number of seeds, from 0 (default: the preset's)")
             sub.add_argument("--source", action="append", help="only this pre-training source")
-            sub.add_argument("--stage", action="append", help=f"only this stage: {', '.join(presets.STAGES)}")
             sub.add_argument("--device", help="default: a GPU if there is one")
             sub.add_argument("--workers", type=int, help="processes (default: one per core, or one on a GPU)")
+        if name in ("plan", "run"):
+            sub.add_argument("--stage", action="append", help="only this stage: pretrain, imp, transfer")
         if name in ("import", "export"):
             sub.add_argument("file")
             sub.add_argument("--source", required=True, help="its pre-training source")
@@ -68,9 +70,9 @@ def _parser() -> argparse.ArgumentParser:
             sub.add_argument("--seed", default=0, type=int)
         if name == "import":
             sub.add_argument("--force", action="store_true", help="whatever weights it belongs to")
-        if name == "run":
+        if name in ("run", "autoattack"):
             sub.add_argument("--minutes", type=float, default=math.inf, help="stop cleanly after so long")
-        if name in ("run", "verdict", "figures"):
+        if name in ("run", "autoattack", "verdict", "figures"):
             help_ = "points that a double-win ticket may lose (default: one standard error of the dense runs)"
             sub.add_argument("--tolerance", type=float, help=help_)
     sub = commands.add_parser("inspect", help="say what a file is", epilog=EPILOG)
@@ -84,14 +86,18 @@ def _select(args) -> tuple[Preset, list[Run], Folder]:
     preset = presets.get(args.preset).override(args.set)
     if args.seeds is not None:
         preset = replace(preset, seeds=args.seeds)
-    for kind, wanted, known in (("source", args.source, preset.pretrain), ("stage", args.stage, presets.STAGES)):
+    for kind, wanted, known in (
+        ("source", args.source, preset.pretrain),
+        ("stage", getattr(args, "stage", None), presets.STAGES),
+    ):
         for name in wanted or ():
             if name not in known:
                 raise DwlthError(f"unknown {kind} {name!r}: choose from {', '.join(known)}")
     runs = [
         run
         for run in preset.grid()
-        if (not args.source or run.source in args.source) and (not args.stage or run.stage in args.stage)
+        if (not args.source or run.source in args.source)
+        and (not getattr(args, "stage", None) or run.stage in args.stage)
     ]
     args.device, args.workers = grid.this_machine(args.device, args.workers)
     return preset, runs, Folder(args.results, preset.name, args.data)
@@ -106,6 +112,25 @@ def plan(args) -> int:
 
 def run(args) -> int:
     preset, runs, folder = _select(args)
+    ends = _do(args, preset, runs, folder)
+    with contextlib.suppress(NotYet):
+        draw(args)
+        show_verdict(args)
+    return ends
+
+
+def under_autoattack(args) -> int:
+    preset, _, folder = _select(args)
+    preset = replace(preset, keep_networks=True)  # those that are missing are trained once more
+    found = verdict.verdict(folder.collect(), args.tolerance)
+    runs = [run for run in preset.under_autoattack(found) if not args.source or run.source in args.source]
+    ends = _do(args, preset, runs, folder)
+    print(verdict.report_autoattack(folder.collect()))
+    return ends
+
+
+def _do(args, preset: Preset, runs: list[Run], folder: Folder) -> int:
+    """Do what is left of `runs`, say how they ended, and return the exit code."""
     if not args.minutes > 0:
         raise DwlthError(f"--minutes {args.minutes:g}: give a number above 0")
     deadline = time.time() + 60 * args.minutes
@@ -117,9 +142,6 @@ def run(args) -> int:
         print(", ".join(f"{count} runs {status}" for status, count in ends.items()))
     for failed in (r for r in statuses if statuses[r] == "failed"):
         print(f"failed: {failed}: see {folder.record(preset.run_id(failed))}", file=sys.stderr)
-    with contextlib.suppress(NotYet):
-        draw(args)
-        show_verdict(args)
     if ends["failed"]:
         return 1
     return 3 if ends["stopped"] else 0
@@ -164,9 +186,9 @@ def _ticket(args) -> tuple[Preset, Run, Folder]:
 
 def _command(args) -> str:
     """The command to put into records; without the folder, which may be a path of this machine."""
-    words = [f"python -m dwlth run {args.preset}"]
+    words = [f"python -m dwlth {'run' if args.command is run else 'autoattack'} {args.preset}"]
     for name in ("seeds", "source", "stage", "set"):
-        value = getattr(args, name)
+        value = getattr(args, name, None)
         words += [f"--{name} {item}" for item in (value if isinstance(value, list) else [value]) if item is not None]
     return " ".join(words)
 

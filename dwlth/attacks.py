@@ -3,6 +3,7 @@
 import sys
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -55,46 +56,52 @@ class Attack:
         if self.restarts > 1 and not self.random_start:
             raise DwlthError(f"attack: restarts is {self.restarts}, but without random_start all would be the same")
 
-    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def __call__(
+        self, model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator | None = None, members: int = 1
+    ) -> Tensor:
         """Adversarial images for `x` (float [N, C, H, W] in [0, 1]) with labels, or targets, `y` (int64 [N]); same
         shape, within `eps` of `x` and within [0, 1].
 
         `model` maps pixels in [0, 1] to logits, so it normalises inside. Its mode, gradients, `requires_grad` flags
-        and (unless `bn="train"`) batch-norm statistics are left as they were. `generator` draws the starts.
+        and (unless `bn="train"`) batch-norm statistics are left as they were. `generator` draws the starts; so many
+        `members` (`dwlth.models.Stack`), whose rows follow each other, share one start for each image.
         """
         if self.steps == 0:
             return x
         with torch.enable_grad(), _batch_norm(model, self.bn):
-            adv = self._climb(model, x, y, generator)
+            adv = self._climb(model, x, y, generator, members)
             if self.restarts > 1:
                 success, loss = self._strength(model, adv, y)
             for _ in range(self.restarts - 1):
-                other = self._climb(model, x, y, generator)
+                other = self._climb(model, x, y, generator, members)
                 its_success, its_loss = self._strength(model, other, y)
                 better = (its_success & ~success) | ((its_success == success) & (its_loss > loss))
                 adv[better], success[better], loss[better] = other[better], its_success[better], its_loss[better]
         return adv
 
-    def _climb(self, model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator | None) -> Tensor:
+    def _climb(self, model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator | None, members: int) -> Tensor:
         """One attack from one start."""
-        project = _project_l2 if self.norm == "l2" else _project_linf
         along = _unit if self.norm == "l2" else torch.sign
+        project = partial(_project_l2, x=x, eps=self.eps)
+        if self.norm == "linf":
+            project = partial(torch.clamp, min=(x - self.eps).clamp_(min=0), max=(x + self.eps).clamp_(max=1))
         adv = x
         if self.random_start:
-            draw = torch.empty_like(x)
+            draw = torch.empty_like(x[::members])
             if self.norm == "l2":
                 direction = draw.normal_(generator=generator)
-                distance = x.new_empty(len(x), 1, 1, 1).uniform_(0, self.eps, generator=generator)
+                distance = x.new_empty(len(draw), 1, 1, 1).uniform_(0, self.eps, generator=generator)
                 draw = direction * (distance / _length(direction))
             else:
                 draw.uniform_(-self.eps, self.eps, generator=generator)
-            adv = project(x + draw, x, self.eps)
+            adv = project(x + (draw.repeat_interleave(members, 0) if members > 1 else draw))
         for _ in range(self.steps):
             adv = adv.detach().requires_grad_()
-            loss = F.cross_entropy(model(adv), y)
+            # the sum: with the mean, gradients would be smaller in larger batches, in no direction another
+            loss = F.cross_entropy(model(adv), y, reduction="sum")
             # autograd.grad with one input computes no weight gradients, and leaves every .grad alone
             (gradient,) = torch.autograd.grad(-loss if self.targeted else loss, adv)
-            adv = project(adv.detach() + self.step_size * along(gradient), x, self.eps)
+            adv = project(torch.add(adv.detach(), along(gradient), alpha=self.step_size))
         return adv
 
     @torch.no_grad()
@@ -168,10 +175,6 @@ def _length(x: Tensor) -> Tensor:
 
 def _unit(x: Tensor) -> Tensor:
     return x / _length(x)
-
-
-def _project_linf(adv: Tensor, x: Tensor, eps: float) -> Tensor:
-    return torch.clamp(adv, (x - eps).clamp_(min=0), (x + eps).clamp_(max=1))
 
 
 def _project_l2(adv: Tensor, x: Tensor, eps: float) -> Tensor:

@@ -1,6 +1,7 @@
 """The grid: which runs a preset asks for, which are done, what the rest will cost, and running them."""
 
 import contextlib
+import hashlib
 import math
 import multiprocessing
 import os
@@ -24,21 +25,31 @@ from tqdm.auto import tqdm
 
 from dwlth import data, files, models, results
 from dwlth.attacks import Attack
-from dwlth.augment import Augment
 from dwlth.errors import DwlthError, NotYet
 from dwlth.presets import STAGES, Given, Preset, Run, plain
 from dwlth.results import Folder
 from dwlth.sources import pretrain
 from dwlth.tickets import imp_round
-from dwlth.training import OutOfTime, Recipe, TrainingFailed, evaluate, fit, read_checkpoint
-from dwlth.transfer import transfer
+from dwlth.training import (
+    OutOfTime,
+    Recipe,
+    TrainingFailed,
+    available_precision,
+    evaluate,
+    fit_members,
+    read_checkpoint,
+)
+from dwlth.transfer import transfer, under_autoattack
 
-STAGE = {"pretrain": pretrain, "imp": imp_round, "transfer": transfer}
+STAGE = {"pretrain": pretrain, "imp": imp_round}
+"""What does one run of these stages; for the others see `execute`."""
 
 
 def available(preset: Preset, run: Run, folder: Folder) -> bool:
     """Whether the file that later runs read from this one is on disk, and of this run. A file that cannot be read is
     named in a warning and set aside."""
+    if run.stage == "autoattack":
+        return True  # leaves no file but its record
     if run.stage == "transfer":
         path = folder.network(preset.run_id(run))
     else:
@@ -110,7 +121,8 @@ def plan(preset: Preset, runs: list[Run], folder: Folder, device: str | None = N
     need not be on disk: steps are timed on blank images of their size, already decoded."""
     device, workers = this_machine(device, workers)
     todo = left(preset, runs, folder)
-    counts = pd.DataFrame({"done": Counter(run.stage for run in set(runs) - set(todo))}, index=STAGES)
+    stages = [stage for stage in STAGES if any(run.stage == stage for run in runs)]
+    counts = pd.DataFrame({"done": Counter(run.stage for run in set(runs) - set(todo))}, index=stages)
     counts["left"] = pd.Series(Counter(run.stage for run in todo))
     seconds = estimate(preset, todo, folder, device) / workers
     cost = f"about {duration(seconds)} left on this machine ({device}, {workers} at a time)"
@@ -171,7 +183,20 @@ def run_all(
         executor = None
         if runs and workers > 1:
             executor = stack.enter_context(processes(workers, threads(workers)))
-        return run_grid(runs, work, executor, workers, deadline)
+        return run_grid(units(preset, runs), work, executor, workers, deadline)
+
+
+def units(preset: Preset, runs: Iterable[Run]) -> list[tuple[Run, ...]]:
+    """The runs in what is done at a time: transfers that can train side by side, and each other run for itself."""
+    found: list[list[Run]] = []
+    for run in runs:
+        alike = lambda other, run=run: replace(other, source=run.source, round=run.round, method=run.method) == run
+        open_ = (unit for unit in found if len(unit) < preset.together and alike(unit[0]))
+        unit = next(open_, None) if run.stage == "transfer" else None
+        if unit is None:
+            found.append(unit := [])
+        unit.append(run)
+    return [tuple(unit) for unit in found]
 
 
 def execute(
@@ -181,84 +206,97 @@ def execute(
     deadline: float,
     command: str,
     progress: bool,
-    run: Run,
+    unit: tuple[Run, ...],
     on_epoch: Callable[[dict], bool | None] | None = None,
-) -> str:
-    """Do one run and write its record; returns its status: `ok`, `failed` (training broke down; the record says
-    how) or `stopped` (at the deadline, or by `on_epoch`; the next call goes on from there)."""
-    id_ = preset.run_id(run)
-    checkpoint = folder.checkpoint(id_)
+) -> list[str]:
+    """Do the runs of a unit and write their records; returns the status of each: `ok`, `failed` (training broke down;
+    the record says how) or `stopped` (at the deadline, or by `on_epoch`; the next call goes on from there)."""
+    ids = [preset.run_id(run) for run in unit]
+    checkpoint = folder.checkpoint(ids[0] if len(ids) == 1 else hashlib.sha256("".join(ids).encode()).hexdigest()[:12])
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     began = time.time() - _earlier_seconds(checkpoint)
-    status = "ok"
+    training = {"checkpoint": checkpoint, "deadline": deadline, "on_epoch": on_epoch, "progress": progress}
     try:
-        result = STAGE[run.stage](
-            preset,
-            run,
-            folder,
-            device,
-            checkpoint=checkpoint,
-            deadline=deadline,
-            on_epoch=on_epoch,
-            progress=progress,
-        )
+        if unit[0].stage == "transfer":
+            found = transfer(preset, unit, folder, device, **training)
+        elif unit[0].stage == "autoattack":
+            found = [under_autoattack(preset, unit[0], folder, device)]
+        else:
+            found = [STAGE[unit[0].stage](preset, unit[0], folder, device, **training)]
     except OutOfTime:
-        return "stopped"
+        return ["stopped"] * len(unit)
     except TrainingFailed as error:
-        status, result = "failed", {"error": str(error)}
-    record = {"id": id_, "status": status, "config": preset.config(run), "result": result}
-    record["provenance"] = results.provenance(device, time.time() - began, command)
-    files.write_json(folder.record(id_), record)
+        found = [{"error": str(error)}]
+    seconds = (time.time() - began) / len(unit)
+    for run, id_, result in zip(unit, ids, found):
+        status = "failed" if "error" in result else "ok"
+        record = {"id": id_, "status": status, "config": preset.config(run), "result": result}
+        recipe = preset.recipe(run)
+        precision = "float32" if isinstance(recipe, Given) else available_precision(recipe.precision, device)
+        record["provenance"] = results.provenance(device, precision, len(unit), seconds, command)
+        files.write_json(folder.record(id_), record)
     checkpoint.unlink(missing_ok=True)
-    return status
+    return ["failed" if "error" in result else "ok" for result in found]
 
 
 def _earlier_seconds(checkpoint: Path) -> float:
     """Time that earlier, interrupted calls spent on a training; a checkpoint that cannot be read is set aside."""
     try:
-        return sum(row["seconds"] for row in read_checkpoint(checkpoint)["history"]) if checkpoint.exists() else 0.0
+        return (
+            sum(row["seconds"] for row in read_checkpoint(checkpoint)["fits"][0]["history"])
+            if checkpoint.exists()
+            else 0.0
+        )
     except DwlthError as error:
         files.set_aside(checkpoint, error)
         return 0.0
 
 
 def run_grid(
-    runs: list[Run],
-    work: Callable[[Run], str],
+    units: list[tuple[Run, ...]],
+    work: Callable[[tuple[Run, ...]], list[str]],
     executor: Executor | None = None,
     slots: int = 1,
     deadline: float = math.inf,
     progress: bool = True,
 ) -> dict[Run, str]:
-    """Do `runs` (each listed after those it needs) with `work`, which returns a status; returns the statuses.
+    """Do units of runs (each listed after those it needs) with `work`, which returns the status of each run; returns
+    the statuses.
 
-    With an executor of `concurrent.futures`, up to `slots` runs are under way at a time, the earliest in the list
+    With an executor of `concurrent.futures`, up to `slots` units are under way at a time, the earliest in the list
     first; without one, they are done here, one by one. A run is `blocked` if one it needs did not end `ok`.
     """
-    listed = set(runs)
+    listed = {run for unit in units for run in unit}
     status: dict[Run, str] = {}
-    pending, under_way = list(runs), {}
-    with tqdm(total=len(runs), unit="run", disable=not progress) as bar:
+    pending, under_way = list(units), {}
+    with tqdm(total=len(listed), unit="run", disable=not progress) as bar:
+
+        def ended(unit: tuple[Run, ...], ends: list[str]) -> None:
+            status.update(zip(unit, ends))
+            bar.update(len(unit))
+
         while pending or under_way:
-            for run in list(pending):
-                ends = [status.get(need) for need in run.needs() if need in listed]
-                if "failed" in ends or "blocked" in ends:
-                    status[run] = "blocked"
+            for unit in list(pending):
+                needs = {run: [status.get(need) for need in run.needs() if need in listed] for run in unit}
+                ends = [end for run in unit for end in needs[run]]
+                if blocked := [run for run in unit if {"failed", "blocked"} & set(needs[run])]:
+                    status |= dict.fromkeys(blocked, "blocked")
+                    if rest := tuple(run for run in unit if run not in blocked):
+                        pending.append(rest)
                 elif "stopped" in ends or time.time() > deadline:
-                    status[run] = "stopped"
+                    status |= dict.fromkeys(unit, "stopped")
                 elif len(under_way) < slots and all(ends):
-                    bar.set_description(str(run))
+                    more = f" and {len(unit) - 1} more" if len(unit) > 1 else ""
+                    bar.set_description(f"{unit[0]}{more}")
                     if executor is None:
-                        status[run] = work(run)
-                        bar.update()
+                        ended(unit, work(unit))
                     else:
-                        under_way[executor.submit(work, run)] = run
+                        under_way[executor.submit(work, unit)] = unit
                 else:
                     continue
-                pending.remove(run)
+                pending.remove(unit)
             for future in wait(under_way, return_when=FIRST_COMPLETED).done if under_way else ():
-                status[under_way.pop(future)] = future.result()
-                bar.update()
+                ended(under_way.pop(future), future.result())
     return status
 
 
@@ -297,43 +335,51 @@ def estimate(preset: Preset, runs: list[Run], folder: Folder, device: str) -> fl
         if isinstance(recipe, Given):
             return 0.0  # a download, of which nothing is known
         task = tasks(run.downstream or preset.upstream)
-        tests = 2 if run.stage == "transfer" else 1
-        seconds = tests * len(task.test) * test(task, preset.evaluation, recipe.augment)
+        transfers = run.stage == "transfer"
+        members = preset.together if transfers else 1
+        seconds = (1 + transfers) * len(task.test) * test(task, preset.evaluation, recipe)
         if run.stage == "imp" and run.round == 0:
             return seconds
         n_train = round(run.fraction * len(task.train))
         batches = max(1, round(n_train / recipe.batch_size))
-        seconds += recipe.epochs * batches * step(task, recipe, min(n_train, recipe.batch_size))
+        seconds += recipe.epochs * batches * step(task, recipe, members, min(n_train, recipe.batch_size))
         validations = sum(map(recipe.validates, range(recipe.epochs)))
-        return seconds + validations * len(task.val) * test(task, recipe.validation, recipe.augment)
+        return seconds + validations * len(task.val) * test(task, recipe.validation, recipe)
 
     return sum(map(cost, runs))
 
 
-def _step_seconds(preset: Preset, device: str, task: data.Dataset, recipe: Recipe, size: int) -> float:
-    """Time of one training step with `size` images, the median of three."""
+def _step_seconds(preset: Preset, device: str, task: data.Dataset, recipe: Recipe, members: int, size: int) -> float:
+    """Time of one training step with `size` images, the median of three, as one of so many members side by side."""
     recipe = replace(recipe, epochs=4, validate_every=4, validation=Attack())
 
     def timed(n: int) -> float:
-        model = models.build(preset.network, task.classes, task.mean, task.std, seed=0).to(device)
         images = task.train.take(list(range(n))).to(device)
-        return median(row["seconds"] for row in fit(model, recipe, images, images, seed=0).history[:3])
+        history = fit_members(_blank(preset, device, task, members), recipe, images, images, seed=0)[0].history
+        return median(row["seconds"] for row in history[:3]) / members
 
     return _scaled(timed, size)
 
 
-def _test_seconds(preset: Preset, device: str, task: data.Dataset, attack: Attack, augment: Augment) -> float:
-    """Time of one image's evaluation."""
-    model = models.build(preset.network, task.classes, task.mean, task.std, seed=0).to(device)
+def _test_seconds(preset: Preset, device: str, task: data.Dataset, attack: Attack, recipe: Recipe) -> float:
+    """Time of one image's evaluation, with every image attacked."""
+    model = _blank(preset, device, task, 1)
 
     def timed(n: int) -> float:
+        images = task.test.take(list(range(n))).to(device)
         began = time.time()
-        evaluate(model, task.test.take(list(range(n))).to(device), attack, 0, augment)
+        evaluate(model, images, attack, 0, **recipe.measuring | {"exact": True})
         return time.time() - began
 
     size = min(len(task.test), 512)
     timed(2)
     return _scaled(timed, size) / size
+
+
+def _blank(preset: Preset, device: str, task: data.Dataset, members: int) -> models.Classifier:
+    """Untrained networks of a preset, to time."""
+    model = models.build(preset.network, task.classes, task.mean, task.std, seed=0).to(device)
+    return models.Stack([model] * members) if members > 1 else model
 
 
 def _scaled(timed: Callable[[int], float], size: int) -> float:

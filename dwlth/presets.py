@@ -5,15 +5,19 @@ import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from dwlth.attacks import Attack
 from dwlth.augment import Augment
 from dwlth.errors import DwlthError
 from dwlth.training import Recipe
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 SOURCES = ("standard", "fast_adversarial", "adversarial")
-STAGES = ("pretrain", "imp", "transfer")
+STAGES = ("pretrain", "imp", "transfer", "autoattack")
 METHODS = ("imp", "oneshot", "random")
 
 
@@ -23,7 +27,8 @@ class Run:
 
     `pretrain` trains a source. `imp` trains ticket `round` of a source on the pre-training task, measures it, and
     prunes it to ticket `round + 1`; round 0 is the dense source itself, pruned as it is. `transfer` trains ticket
-    `round` on a downstream task; round 0 is the dense network.
+    `round` on a downstream task; round 0 is the dense network. `autoattack` attacks the network of the transfer of
+    the same name; no grid has these, see `Preset.under_autoattack`.
     """
 
     stage: str
@@ -39,6 +44,8 @@ class Run:
         """The runs whose files this one reads."""
         if self.stage == "pretrain":
             return []
+        if self.stage == "autoattack":
+            return [replace(self, stage="transfer")]
         source = Run("pretrain", self.source, self.seed)
         if self.method == "imp" and self.round > 0:
             return [source, Run("imp", self.source, self.seed, self.round - 1)]
@@ -46,7 +53,7 @@ class Run:
 
     def __str__(self) -> str:
         words = [self.stage, self.source]
-        if self.stage == "transfer":
+        if self.downstream:
             words += ["to", self.downstream, self.regime, f"{self.fraction:.0%}", self.method]
         if self.stage != "pretrain":
             words += [f"round {self.round}"]
@@ -90,6 +97,10 @@ class Preset:
     """Let a fraction leave classes without images (the paper's first 450 of CIFAR-100 do)."""
     prune_rate: float = 0.2
     """Fraction of the surviving weights that each round prunes (paper)."""
+    half_sources: bool = False
+    """Round the weights of trained sources to float16, on disk and in what starts from them: half the size to carry."""
+    autoattack_images: int = 1000
+    """AutoAttack, which takes long, is run on the first so many test images (our choice)."""
 
     # What follows says how much is run, and identifies no run: a grid can be widened and keeps what it has.
     downstream: tuple[str, ...] = ()
@@ -102,14 +113,17 @@ class Preset:
     seeds: int = 1
     keep_networks: bool = False
     """Keep the network that each transfer ends with."""
+    together: int = 1
+    """So many transfers train side by side (`dwlth.models.Stack`): for small networks, whose time is not arithmetic."""
 
     def __post_init__(self):
         if not 0 < self.prune_rate < 1:
             raise DwlthError(f"prune_rate is {self.prune_rate}: give a fraction above 0 and below 1")
         if self.evaluation.targeted:
             raise DwlthError("evaluation: a targeted attack takes targets, but tests give the true labels")
-        if self.seeds < 1:
-            raise DwlthError(f"seeds is {self.seeds}: give 1 or more")
+        for name in ("seeds", "together"):
+            if getattr(self, name) < 1:
+                raise DwlthError(f"{name} is {getattr(self, name)}: give 1 or more")
         for method in self.methods:
             if method not in METHODS:
                 raise DwlthError(f"unknown method {method!r}: choose from {', '.join(METHODS)}")
@@ -143,9 +157,19 @@ class Preset:
         ]
         return runs
 
+    def under_autoattack(self, found: "pd.DataFrame") -> list[Run]:
+        """AutoAttack on the adversarially transferred dense network and sparsest double-win ticket of each row of a
+        verdict (`dwlth.verdict.verdict`) with all the data, for each seed."""
+        return [
+            Run("autoattack", row.source, seed, round_, "imp", row.downstream, "adversarial", 1.0)
+            for row in found[found["fraction"] == 1].itertuples()
+            for round_ in sorted({0, int(row.round)})
+            for seed in range(self.seeds)
+        ]
+
     def recipe(self, run: Run) -> Recipe | Given:
         """How the network of a run is trained, or where it is from."""
-        if run.stage == "transfer":
+        if run.downstream:
             return self.transfer.get(f"{run.regime}@{run.downstream}", self.transfer[run.regime])
         return (self.pretrain if run.stage == "pretrain" else self.imp)[run.source]
 
@@ -153,13 +177,16 @@ class Preset:
         """All that determines the result of a run, as plain JSON values."""
         config = dataclasses.asdict(run) | {"network": self.network, "upstream": self.upstream}
         config["pretrain"] = self.pretrain[run.source]
+        config["half_sources"] = self.half_sources
         if run.stage == "imp" or run.round > 0:
             config["prune_rate"] = self.prune_rate
         if run.stage == "imp" or (run.round > 0 and run.method == "imp"):
             config["imp"] = self.imp[run.source]
-        if run.stage == "transfer":
+        if run.downstream:
             config["transfer"] = self.recipe(run)
             config["subset"] = self.subset
+        if run.stage == "autoattack":
+            config["autoattack_images"] = self.autoattack_images
         config["evaluation"] = self.evaluation
         return plain(config)
 
@@ -189,7 +216,7 @@ class Preset:
         return preset
 
     def _identity(self) -> str:
-        extent = ("name", "downstream", "rounds", "fractions", "methods", "seeds", "keep_networks")
+        extent = ("name", "downstream", "rounds", "fractions", "methods", "seeds", "keep_networks", "together")
         return json.dumps({key: value for key, value in plain(self).items() if key not in extent})
 
 
@@ -267,6 +294,7 @@ def _digits() -> Preset:
         rounds=(0, 2, 6, 10, 14, 17, 19),
         seeds=2,
         keep_networks=True,
+        together=7,
     )
 
 
@@ -274,7 +302,7 @@ def _cifar() -> Preset:
     eps, step = 8 / 255, 2 / 255
     pgd20, attacks = Attack(eps, step, 20), _training_attacks(eps, step)
     augment = Augment("pad", flip=True)  # reference code at 32 px
-    base = Recipe(24, 128, 0.1, "cosine", augment=augment, validation=pgd20, validate_every=8)
+    base = Recipe(24, 128, 0.1, "cosine", augment=augment, validation=pgd20, validate_every=8, precision="bfloat16")
     rewound = replace(base, epochs=2, lr=0.01, validation=Attack(), validate_every=2)
     transfer = {
         "standard": replace(base, epochs=8, lr=0.02, validate_every=4),
@@ -288,6 +316,7 @@ def _cifar() -> Preset:
         imp={source: replace(rewound, attack=attack) for source, attack in attacks.items()},
         transfer=transfer,
         evaluation=pgd20,
+        half_sources=True,
         downstream=("cifar10",),
         rounds=(0, 2, 4, 6, 8, 10, 11, 12, 14),
         seeds=3,
@@ -299,10 +328,12 @@ def _paper() -> Preset:
     pgd20 = Attack(eps, step, 20)  # paper
     pgd3 = Attack(eps, 16 / (3 * 255), 3, bn="train")  # reference code, for IMP
     view = Augment("resized", flip=True)  # reference code
-    imp = Recipe(30, 2048, 5e-4, weight_decay=1e-4, augment=view, validate_every=30)  # reference code
-    standard = Recipe(150, 64, 1e-3, "step", (50, 100), augment=view)  # reference code; it validates SA alone
-    adversarial = Recipe(  # reference code
-        100, 128, 0.1, "step", (50, 75), augment=view, attack=Attack(eps, step, 10, bn="train"), validation=pgd20
+    # as in the reference code: float32, and RA over all images; --set transfer.precision=bfloat16 is faster
+    as_theirs = partial(Recipe, augment=view, precision="float32", exact_ra=True)
+    imp = as_theirs(30, 2048, 5e-4, weight_decay=1e-4, validate_every=30)  # reference code
+    standard = as_theirs(150, 64, 1e-3, "step", (50, 100))  # reference code; it validates SA alone
+    adversarial = as_theirs(  # reference code
+        100, 128, 0.1, "step", (50, 75), attack=Attack(eps, step, 10, bn="train"), validation=pgd20
     )
     return Preset(
         name="paper",

@@ -113,7 +113,8 @@ def read_record(path: Path) -> dict[str, Any]:
 def read_table(path: Path) -> pd.DataFrame:
     """A table of results: a row per finished run. SA and RA are fractions in [0, 1]; `sa` and `ra` are those of the
     network that the verdict looks at (see `dwlth.transfer`), `sa_best_ra` is the SA of the network with the best
-    validation RA, and so on. Empty text columns are empty strings.
+    validation RA, and so on; in rows of stage `autoattack`, `ra` is under AutoAttack and `ra_pgd` under the evaluation
+    attack on the same images. Empty text columns are empty strings.
 
     Raises:
         DwlthError: if the file is missing or no such table.
@@ -130,13 +131,15 @@ def read_table(path: Path) -> pd.DataFrame:
     if missing:
         raise DwlthError(f"{path}: not a table of results: no column {missing[0]!r}")
     text = ["downstream", "regime"]
-    return table.astype({column: object for column in text}).fillna({column: "" for column in text})
+    return table.astype({column: object for column in text} | {"fraction": float}).fillna(
+        {column: "" for column in text}
+    )
 
 
 def _row(record: dict[str, Any]) -> dict[str, Any]:
     config, result = record["config"], record["result"]
     row = {"id": record["id"]} | {column: config[column] for column in KEY}
-    row |= {key: result[key] for key in ("sparsity", "n_train", "sa", "ra")}
+    row |= {key: result[key] for key in ("sparsity", "n_train", "sa", "ra")} | {"ra_pgd": result.get("ra_pgd")}
     for best in ("best_sa", "best_ra"):
         values = result.get(best) or {}
         for key in ("epoch", "val_sa", "val_ra", "sa", "ra"):
@@ -144,11 +147,14 @@ def _row(record: dict[str, Any]) -> dict[str, Any]:
     return row | record["provenance"]
 
 
-def provenance(device: str, seconds: float, command: str) -> dict[str, Any]:
-    """Where a result comes from: wall time, hardware, versions, commit and command."""
+def provenance(device: str, precision: str, together: int, seconds: float, command: str) -> dict[str, Any]:
+    """Where a result comes from: its share of the wall time of so many runs `together`, hardware, versions, commit and
+    command."""
     name = torch.cuda.get_device_name(device) if device.startswith("cuda") else _cpu()
     return {
         "seconds": round(seconds, 3),
+        "together": together,
+        "precision": precision,
         "device": name,
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),

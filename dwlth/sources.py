@@ -3,6 +3,8 @@
 import warnings
 from typing import Any
 
+from torch import Tensor
+
 from dwlth import checkpoints, data, models
 from dwlth.errors import DwlthError
 from dwlth.files import read_tensors, write_tensors
@@ -26,10 +28,12 @@ def pretrain(preset: Preset, run: Run, folder: Folder, device: str, **training) 
         task = data.load(preset.upstream, folder.data).to(device)
         model = models.build(preset.network, task.classes, task.mean, task.std, stream(run.seed, "init")).to(device)
         history, n_train = fit(model, recipe, task.train, task.val, seed=seed, **training).history, len(task.train)
-        sa, ra = evaluate(model, task.test, preset.evaluation, seed, recipe.augment)
+        if preset.half_sources:
+            model.net.load_state_dict(_half(model.net.state_dict()))
+        sa, ra = evaluate(model, task.test, preset.evaluation, seed, **recipe.measuring)
     write_tensors(
         folder.source(run),
-        model.net.state_dict(),
+        _half(model.net.state_dict()) if preset.half_sources and history else model.net.state_dict(),
         kind="source",
         id=preset.run_id(Run("pretrain", run.source, run.seed)),
         preset=preset.name,
@@ -44,6 +48,11 @@ def pretrain(preset: Preset, run: Run, folder: Folder, device: str, **training) 
         ra=ra,
     )
     return {"sa": sa, "ra": ra, "sparsity": 0.0, "n_train": n_train, "history": history}
+
+
+def _half(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights as float16; what is small, and may have a wide range, as it is."""
+    return {name: tensor.half() if tensor.ndim > 1 else tensor for name, tensor in state.items()}
 
 
 def _given(given: Given, preset: Preset, folder: Folder) -> Classifier:
@@ -64,7 +73,8 @@ def _measure_if_possible(preset: Preset, run: Run, folder: Folder, model: Classi
         warnings.warn(f"the {run.source} source is not measured: {error}", stacklevel=2)
         return None, None
     check_head(model, task)
-    return evaluate(model, task.test.to(model.mean.device), preset.evaluation, seed, preset.imp[run.source].augment)
+    test = task.test.to(model.mean.device)
+    return evaluate(model, test, preset.evaluation, seed, **preset.imp[run.source].measuring)
 
 
 def check_head(model: Classifier, task: data.Dataset) -> None:

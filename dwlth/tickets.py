@@ -30,7 +30,7 @@ def imp_round(preset: Preset, run: Run, folder: Folder, device: str, **training)
     recipe, history = preset.recipe(run), []
     if run.round > 0:
         history = fit(model, recipe, task.train, task.val, seed=seed, mask=mask, **training).history
-    sa, ra = evaluate(model, task.test, preset.evaluation, seed, recipe.augment)
+    sa, ra = evaluate(model, task.test, preset.evaluation, seed, **recipe.measuring)
     ticket = masks.prune(mask, masks.magnitude(model.net), preset.prune_rate)
     save(
         folder.ticket(run, run.round + 1),

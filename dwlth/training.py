@@ -6,6 +6,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from dwlth.data import Split
 from dwlth.errors import DwlthError
 from dwlth.files import write
 from dwlth.masks import Mask
+from dwlth.models import Classifier
 
 CHECKPOINT_SECONDS = 60.0
 """A training that is killed loses at most this much work, plus one epoch (our choice)."""
@@ -51,6 +53,12 @@ class Recipe:
     """Validate after every so many epochs, and after the last one."""
     validate_from: int = 0
     """The first epoch (counted from 0) that may be validated; the reference code's adversarial transfer has 45."""
+    precision: str = "float32"
+    """Of convolutions and products, in training, validation and test: `float32`; `tf32`; or `bfloat16`, where weights,
+    batch norm statistics, losses and steps stay float32, and which is float32 on hardware without bfloat16 units (the
+    column `precision` of the table says what was used)."""
+    exact_ra: bool = False
+    """RA as the reference code has it; see `evaluate`."""
 
     def __post_init__(self):
         for name in ("epochs", "batch_size", "validate_every"):
@@ -62,6 +70,8 @@ class Recipe:
             )
         if not self.lr > 0:
             raise DwlthError(f"recipe: lr is {self.lr}, not above 0")
+        if self.precision not in ("float32", "tf32", "bfloat16"):
+            raise DwlthError(f"recipe: precision is {self.precision!r}, not one of float32, tf32, bfloat16")
         if self.schedule not in ("constant", "step", "cosine"):
             raise DwlthError(f"recipe: schedule is {self.schedule!r}, not one of constant, step, cosine")
 
@@ -77,6 +87,11 @@ class Recipe:
         """Whether the network is validated after this epoch (counted from 0)."""
         due = epoch >= self.validate_from and (epoch + 1) % self.validate_every == 0
         return due or epoch + 1 == self.epochs
+
+    @property
+    def measuring(self) -> dict:
+        """How networks trained so are measured: `evaluate(model, split, attack, seed, **recipe.measuring)`."""
+        return {"augment": self.augment, "precision": self.precision, "exact": self.exact_ra}
 
     @property
     def single_step(self) -> Attack:
@@ -95,11 +110,12 @@ class Fit:
     `val_sa`, `val_ra` and, in FGSM training, `val_fgsm` (RA under `Recipe.single_step`) in [0, 1], None where not
     measured, `overfits` (`catastrophic_overfitting` of the row), and `seconds`. `best` has, for `sa` and `ra`, the
     state dict of the network with the best validation value, its epoch and its row's `val_sa` and `val_ra`; the
-    earliest wins.
+    earliest wins. `error` says where the loss stopped being a finite number, and is empty where all went well.
     """
 
     history: list[dict] = field(default_factory=list)
     best: dict[str, dict] = field(default_factory=dict)
+    error: str = ""
 
 
 class OutOfTime(Exception):
@@ -116,22 +132,69 @@ def stream(seed: int, *names: object) -> int:
     return int.from_bytes(digest[:8], "little") >> 1
 
 
+def available_precision(wanted: str, device: str | torch.device) -> str:
+    """The precision that is used where `wanted` is asked for: float32 for bfloat16 where the device has no units for
+    it, and for tf32 on a CPU."""
+    if torch.device(device).type == "cuda":
+        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        has_bf16 = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
+        wanted = wanted.replace("tf32", "float32")
+    return wanted if has_bf16 or wanted != "bfloat16" else "float32"
+
+
+@contextmanager
+def _precision(name: str, device: torch.device):
+    """Convolutions and products in this precision; on a GPU by its fastest algorithms, or its deterministic ones where
+    torch.use_deterministic_algorithms says so."""
+    name = available_precision(name, device)
+    matmul, tf32 = torch.backends.cuda.matmul, name == "tf32"
+    before, matmul.allow_tf32 = matmul.allow_tf32, tf32
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    flags = dict(enabled=True, benchmark=not deterministic, deterministic=deterministic, allow_tf32=tf32)
+    try:
+        with (
+            torch.backends.cudnn.flags(**flags),
+            torch.autocast(device.type, torch.bfloat16, enabled=name == "bfloat16"),
+        ):
+            yield
+    finally:
+        matmul.allow_tf32 = before
+
+
 def evaluate(
-    model: nn.Module, split: Split, attack: Attack, seed: int, augment: Augment | None = None, batch_size: int = 512
+    model: Classifier,
+    split: Split,
+    attack: Attack,
+    seed: int,
+    augment: Augment | None = None,
+    batch_size: int = 512,
+    precision: str = "float32",
+    exact: bool = False,
 ) -> tuple[float, float | None]:
-    """SA and RA of `model` on `split`, each the fraction in [0, 1] of images classified right: as they are, and
-    under `attack` (None where the attack has no steps). The model is in eval mode meanwhile, and its mode is put
-    back; the seed draws the attack's random starts."""
+    """SA and RA of `model` on `split`, each a fraction in [0, 1] of the images: SA of those classified right as they
+    are, RA of those classified right both as they are and under `attack` (None where it has no steps), so an image that
+    is misclassified already is not attacked. The model is in eval mode meanwhile, and its mode is put back; the seed
+    draws the attack's random starts.
+
+    Args:
+        exact: attack every image, and let RA be the fraction classified right under attack, as in the reference code:
+            that also counts images which the attack turns from wrong to right.
+        precision: see `Recipe.precision`.
+    """
     mode = model.training
     folded = _folded(model.eval())
     device = split.labels.device
     generator = torch.Generator(device).manual_seed(stream(seed, "evaluate"))
     counts = torch.zeros(2, device=device)
-    with torch.no_grad():
+    with torch.no_grad(), _precision(precision, device):
         for x, y in split.batches(batch_size, augment=augment):
-            counts[0] += (folded(x).argmax(1) == y).sum()
+            right = folded(x).argmax(1) == y
+            counts[0] += right.sum()
             if attack.steps:
-                counts[1] += (folded(attack(folded, x, y, generator)).argmax(1) == y).sum()
+                x, y = (x, y) if exact else (x[right], y[right])
+                if len(x):
+                    counts[1] += (folded(attack(folded, x, y, generator)).argmax(1) == y).sum()
     model.train(mode)
     sa, ra = (counts / len(split)).tolist()
     return sa, ra if attack.steps else None
@@ -158,8 +221,20 @@ def catastrophic_overfitting(row: dict) -> bool:
     return None not in (sa, fgsm, pgd) and fgsm >= max(0.3, 0.5 * sa) and pgd <= 0.1 * fgsm
 
 
-def fit(
-    model: nn.Module,
+def fit(model: Classifier, recipe: Recipe, train: Split, val: Split, **options) -> Fit:
+    """`fit_members` for a single network.
+
+    Raises:
+        TrainingFailed: when the mean loss of an epoch is not finite.
+    """
+    result = fit_members(model, recipe, train, val, **options)[0]
+    if result.error:
+        raise TrainingFailed(result.error)
+    return result
+
+
+def fit_members(
+    model: Classifier,
     recipe: Recipe,
     train: Split,
     val: Split,
@@ -170,9 +245,10 @@ def fit(
     deadline: float = math.inf,
     on_epoch: Callable[[dict], bool | None] | None = None,
     progress: bool = False,
-) -> Fit:
-    """Train `model` (its network in `model.net`) in place; it ends with the last epoch's weights. Warns of the first
-    epoch that shows catastrophic overfitting.
+) -> list[Fit]:
+    """Train `model` (its network in `model.net`), or all members of a `dwlth.models.Stack` on the same batches, in
+    place; it ends with the last epoch's weights. Returns a `Fit` for each member. Warns of the first epoch that shows
+    catastrophic overfitting.
 
     Args:
         train, val: on the model's device.
@@ -181,67 +257,73 @@ def fit(
         checkpoint: a file of the caller's, for this training alone. Where it exists, training goes on from it;
             it is written every `CHECKPOINT_SECONDS` and at the deadline. The caller deletes it when all is safe.
         deadline: a `time.time()` after which no epoch is begun that would end later.
-        on_epoch: called with each new row of the history; returns True to stop there, as at the deadline.
+        on_epoch: called with each new row of the (first member's) history; returns True to stop there, as at the
+            deadline.
         progress: show a bar over the epochs.
 
     Raises:
-        TrainingFailed: when the mean loss of an epoch is not finite.
         OutOfTime: at the deadline, or when `on_epoch` says so.
     """
     keep_masked = mask.apply_(model.net) if mask else None
+    parameters = list(model.parameters())
     optimizer = torch.optim.SGD(
-        model.parameters(), recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
+        parameters,
+        recipe.lr,
+        momentum=recipe.momentum,
+        weight_decay=recipe.weight_decay,
+        fused=parameters[0].is_cuda,  # on a CPU it rounds the last few numbers of a tensor differently
     )
     if keep_masked:
         optimizer.register_step_post_hook(lambda *_: keep_masked())
-    result = Fit()
+    fits = [Fit() for _ in range(model.members)]
     if checkpoint and checkpoint.exists():
         state = read_checkpoint(checkpoint)
         model.net.load_state_dict(state["net"])
         optimizer.load_state_dict(state["optimizer"])
-        result = Fit(state["history"], state["best"])
+        fits = [Fit(**member) for member in state["fits"]]
 
     def save() -> None:
-        parts = {"net": model.net.state_dict(), "optimizer": optimizer.state_dict(), **vars(result)}
+        parts = {"net": model.net.state_dict(), "optimizer": optimizer.state_dict(), "fits": [*map(vars, fits)]}
         write(checkpoint, lambda path: torch.save(parts, path))
 
     saved = time.time()
-    epochs = range(len(result.history), recipe.epochs)
-    bar = tqdm(epochs, "epochs", recipe.epochs, leave=False, disable=not progress, initial=len(result.history))
+    done = len(fits[0].history)
+    bar = tqdm(range(done, recipe.epochs), "epochs", recipe.epochs, leave=False, disable=not progress, initial=done)
     for epoch in bar:
         began = time.time()
-        row = _train_epoch(model, recipe, train, optimizer, epoch, seed)
+        rows = _train_epoch(model, recipe, train, optimizer, epoch, seed)
         if recipe.validates(epoch):
-            draws = stream(seed, "validate", epoch)
-            row["val_sa"], row["val_ra"] = evaluate(model, val, recipe.validation, draws, recipe.augment)
-            if recipe.single_step.steps:
-                row["val_fgsm"] = evaluate(model, val, recipe.single_step, draws, recipe.augment)[1]
-                row["overfits"] = catastrophic_overfitting(row)
-                if row["overfits"] and not any(earlier["overfits"] for earlier in result.history):
-                    warnings.warn(
-                        f"catastrophic overfitting in epoch {epoch}: validation RA is {row['val_fgsm']:.1%} under the "
-                        f"training's single step and {row['val_ra']:.1%} under PGD-{recipe.validation.steps}",
-                        stacklevel=2,
-                    )
-            _keep_best(result.best, row, model.net)
-        row["seconds"] = time.time() - began
-        result.history.append(row)
-        bar.set_postfix({key: f"{row[key]:.3f}" for key in ("loss", "val_sa", "val_ra") if row[key] is not None})
-        stop = on_epoch(row) if on_epoch else False
-        if epoch + 1 == recipe.epochs:
+            for result, row, one in zip(fits, rows, model.alone()):
+                _validate(one, recipe, val, row, stream(seed, "validate", epoch))
+                _keep_best(result.best, row, one.net.state_dict())
+        for result, row in zip(fits, rows):
+            row["seconds"] = time.time() - began
+            if row["overfits"] and not any(earlier["overfits"] for earlier in result.history):
+                warnings.warn(
+                    f"catastrophic overfitting in epoch {epoch}: validation RA is {row['val_fgsm']:.1%} under the "
+                    f"training's single step and {row['val_ra']:.1%} under PGD-{recipe.validation.steps}",
+                    stacklevel=2,
+                )
+            if not math.isfinite(row["loss"]) and not result.error:
+                result.error = f"the loss became {row['loss']} in epoch {epoch} (lr {row['lr']:g})"
+            result.history.append(row)
+        first = rows[0]
+        bar.set_postfix({key: f"{first[key]:.3f}" for key in ("loss", "val_sa", "val_ra") if first[key] is not None})
+        stop = on_epoch(first) if on_epoch else False
+        if epoch + 1 == recipe.epochs or all(result.error for result in fits):
             break
         now = time.time()
-        out_of_time = stop or now + row["seconds"] > deadline
+        out_of_time = stop or now + first["seconds"] > deadline
         if checkpoint and (out_of_time or now - saved > CHECKPOINT_SECONDS):
             save()
             saved = now
         if out_of_time:
             raise OutOfTime
-    return result
+    return fits
 
 
 def read_checkpoint(path: Path) -> dict:
-    """The state of a training under way: `net`, `optimizer`, and the `history` and `best` of its `Fit`.
+    """The state of a training under way: `net`, `optimizer`, and `fits`, the fields of each member's `Fit`.
 
     Raises:
         DwlthError: if the file is no such checkpoint.
@@ -251,37 +333,47 @@ def read_checkpoint(path: Path) -> dict:
     except Exception as error:  # torch.load raises many kinds
         why = str(error).partition("\n")[0] or type(error).__name__
         raise DwlthError(f"{path}: not a checkpoint (truncated or foreign): {why}") from None
-    if not isinstance(state, dict) or state.keys() != {"net", "optimizer", "history", "best"}:
+    if not isinstance(state, dict) or state.keys() != {"net", "optimizer", "fits"}:
         raise DwlthError(f"{path}: not the checkpoint of a training of this project")
     return state
 
 
-def _train_epoch(model: nn.Module, recipe: Recipe, train: Split, optimizer, epoch: int, seed: int) -> dict:
-    device = train.labels.device
+def _train_epoch(
+    model: Classifier, recipe: Recipe, train: Split, optimizer: torch.optim.Optimizer, epoch: int, seed: int
+) -> list[dict]:
+    """One epoch; a row of the history for each member, not validated yet."""
+    device, members = train.labels.device, model.members
     generator = torch.Generator(device).manual_seed(stream(seed, "train", epoch))
     for group in optimizer.param_groups:
         group["lr"] = recipe.lr_at(epoch)
-    loss_sum, correct = torch.zeros((), device=device), torch.zeros((), device=device)
+    sums = torch.zeros(2, members, device=device)  # read once, at the end: a GPU is not kept waiting
     model.train()
     for x, y in train.batches(recipe.batch_size, generator, recipe.augment):
-        x = recipe.attack(model, x, y, generator)
-        logits = model(x)
-        loss = F.cross_entropy(logits, y)
+        x, y = x.repeat_interleave(members, 0), y.repeat_interleave(members)
+        with _precision(recipe.precision, device):  # once for a step, which so casts its weights once
+            x = recipe.attack(model, x, y, generator, members)
+            logits = model(x)
+        losses = F.cross_entropy(logits.float(), y, reduction="none").view(-1, members)
         optimizer.zero_grad()
-        loss.backward()
+        losses.mean(0).sum().backward()
         optimizer.step()
-        loss_sum += loss.detach() * len(y)
-        correct += (logits.argmax(1) == y).sum()
-    loss, accuracy = (torch.stack([loss_sum, correct]) / len(train)).tolist()
-    if not math.isfinite(loss):
-        raise TrainingFailed(f"the loss became {loss} in epoch {epoch} (lr {recipe.lr_at(epoch):g})")
-    row = {"epoch": epoch, "lr": recipe.lr_at(epoch), "loss": loss, "accuracy": accuracy}
-    return row | {"val_sa": None, "val_ra": None, "val_fgsm": None, "overfits": False}
+        right = (logits.argmax(1) == y).view(-1, members)
+        sums += torch.stack([losses.detach().sum(0), right.sum(0)])
+    head = {"epoch": epoch, "lr": recipe.lr_at(epoch)}
+    tail = {"val_sa": None, "val_ra": None, "val_fgsm": None, "overfits": False}
+    return [head | {"loss": loss, "accuracy": right} | tail for loss, right in (sums / len(train)).T.tolist()]
 
 
-def _keep_best(best: dict[str, dict], row: dict, net: nn.Module) -> None:
+def _validate(model: Classifier, recipe: Recipe, val: Split, row: dict, seed: int) -> None:
+    """Fill in the validation of a row."""
+    row["val_sa"], row["val_ra"] = evaluate(model, val, recipe.validation, seed, **recipe.measuring)
+    if recipe.single_step.steps:
+        row["val_fgsm"] = evaluate(model, val, recipe.single_step, seed, **recipe.measuring)[1]
+        row["overfits"] = catastrophic_overfitting(row)
+
+
+def _keep_best(best: dict[str, dict], row: dict, state: dict[str, Tensor]) -> None:
     for metric in ("sa", "ra"):
         value = row[f"val_{metric}"]
         if value is not None and (metric not in best or value > best[metric][f"val_{metric}"]):
-            kept: dict[str, Tensor] = copy.deepcopy(net.state_dict())
-            best[metric] = {key: row[key] for key in ("epoch", "val_sa", "val_ra")} | {"state": kept}
+            best[metric] = {key: row[key] for key in ("epoch", "val_sa", "val_ra")} | {"state": state}

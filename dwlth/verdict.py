@@ -126,3 +126,22 @@ def report(found: pd.DataFrame, preset: str) -> str:
         lines += ["", "The paper's, another scale of experiment (ResNet-50, ImageNet, 100 % of the data)"]
         lines += [paper.pivot(index="source", columns="downstream", values="sparsity").loc[list(SOURCES)].to_string()]
     return "\n".join(lines)
+
+
+def report_autoattack(table: pd.DataFrame) -> str:
+    """RA under AutoAttack beside that under the evaluation attack, on the same images: means over the seeds."""
+    runs = table[table["stage"] == "autoattack"]
+    if not len(runs):
+        return "no network under AutoAttack yet"
+    shown = runs.groupby(["downstream", "source", "round"], sort=False).agg(
+        seeds=("seed", "nunique"),
+        sparsity=("sparsity", "first"),
+        SA=("sa", "mean"),
+        RA=("ra_pgd", "mean"),
+        AutoAttack=("ra", "mean"),
+    )
+    percent = {name: "{:.2%}".format for name in ("sparsity", "SA", "RA", "AutoAttack")}
+    return (
+        "RA after adversarial transfer, under the evaluation attack and under AutoAttack\n"
+        + shown.reset_index().to_string(index=False, formatters=percent)
+    )

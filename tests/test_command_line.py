@@ -19,7 +19,19 @@ from dwlth.results import Folder, read_table
 from dwlth.sources import load
 
 ONE = ["--source", "adversarial", "--workers", "1", "--device", "cpu"]
-PROVENANCE = ["seconds", "device", "threads", "python", "torch", "torchvision", "dwlth", "commit", "command"]
+PROVENANCE = [
+    "seconds",
+    "device",
+    "threads",
+    "python",
+    "torch",
+    "torchvision",
+    "dwlth",
+    "commit",
+    "command",
+    "together",
+    "precision",
+]
 
 KILLED = """
 import os, signal, sys
@@ -409,7 +421,7 @@ def test_the_estimate_is_within_a_factor_of_two(tmp_path):
         expected = grid.estimate(preset, runs, results, "cpu")
         began = time.time()
         work = grid.partial(grid.execute, preset, results, "cpu", float("inf"), "", False)
-        assert set(grid.run_grid(runs, work, progress=False).values()) == {"ok"}
+        assert set(grid.run_grid(grid.units(preset, runs), work, progress=False).values()) == {"ok"}
         took = time.time() - began
         expected = (expected + grid.estimate(preset, runs, results, "cpu")) / 2  # the machine may have changed its pace
     finally:
