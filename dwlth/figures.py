@@ -323,6 +323,7 @@ def histories(of: dict[str, list[dict]]) -> Figure:
                 panel.plot(epochs, [100 * row[column] for row in rows], **style, mec="white", label=name)
         longest = max(map(len, of.values()), default=1)
         panel.set(title=title, xlabel="Epochs", xlim=(0.5, longest + 0.5), ylim=(-3, 103))
+        panel.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         panel.grid(alpha=0.3)
     panels[0].set_ylabel("%")
     panels[0].legend(title="Pre-training", fontsize="small")

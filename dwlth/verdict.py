@@ -96,7 +96,7 @@ def judge(runs: pd.DataFrame, round_: int) -> str:
         if found["round"] == round_:
             return "Double-win: within one standard error of the dense network in all three criteria."
         if found["fails_at_round"] == round_:
-            return f"Not double-win: below the dense network in {found['fails_by'].replace('; ', ' and in ')}."
+            return f"Not double-win: more than one standard error below the dense network in {found['fails_by']}."
     return "Not judged: this needs the ticket and the dense network, transferred under both regimes."
 
 

@@ -55,6 +55,8 @@ def choose(name: str, options: Iterable, value: Any = None) -> ipw.Dropdown | ip
     kind = ipw.SelectionSlider if rising and len(values) > 1 else ipw.Dropdown
     value = values[0] if value is None else value
     control = kind(options=labelled, value=value, description=name.replace("_", " ").capitalize())
+    control.style.description_width = "initial"
+    control.layout.width = "26em" if kind is ipw.SelectionSlider else "auto"
     return control.add_class(f"dwlth-{name}")
 
 
@@ -66,7 +68,7 @@ def live(draw: Callable[..., Any], **controls: ipw.Widget) -> Box:
 
 
 def _row(controls: dict[str, ipw.Widget]) -> ipw.HBox:
-    return ipw.HBox(list(controls.values()), layout=ipw.Layout(flex_flow="row wrap"))
+    return ipw.HBox(list(controls.values()), layout=ipw.Layout(flex_flow="row wrap", grid_gap="2px 16px"))
 
 
 def _drawn(draw: Callable[..., Any], controls: dict[str, ipw.Widget]) -> ipw.VBox:
@@ -94,12 +96,12 @@ def show(box: ipw.VBox, *parts: Any) -> None:
             kind, name, value = ipw.Image, "figure", figures.png(part)
             plt.close(part)  # where pyplot made it
         elif isinstance(part, pd.DataFrame):
-            kind, name, value = ipw.HTML, "table", part.to_html(border=0)
+            kind, name, value = ipw.HTML, "table", f'<div class="jp-RenderedHTMLCommon">{part.to_html(border=0)}</div>'
         else:
             kind, name, value = ipw.HTML, "text", f'<div style="white-space: pre-wrap">{html.escape(str(part))}</div>'
         child = box.children[i] if i < len(box.children) else None
         if type(child) is not kind:
-            child = kind(layout=ipw.Layout(max_width="100%")).add_class(f"dwlth-{name}")
+            child = kind(layout=ipw.Layout(max_width="100%", align_self="flex-start")).add_class(f"dwlth-{name}")
         child.value = value
         children.append(child)
     if children != list(box.children):
@@ -124,7 +126,8 @@ def explorer(
 
     Args:
         table: of `dwlth.results.read_table`; what it lacks is not offered, or said to be missing.
-        source, regime, downstream, fraction, metric, round, layer: where to begin; None: at the first there is.
+        source, regime, downstream, fraction, metric, round, layer: where to begin; None: at the first there is, and at
+            the largest layer.
 
     Raises:
         DwlthError: for a value that is not there, or a table without transfers of IMP's tickets.
@@ -141,6 +144,7 @@ def explorer(
         "round": choose("round", _sparsities(sparsity), round),
     }
     layers = masks.prunable(models.build(preset.network, 2, [0.0], [1.0], seed=0).net)
+    layer = layer or max(layers, key=lambda name: layers[name].numel())
     within = {"source": controls["source"], "round": controls["round"], "layer": choose("layer", list(layers), layer)}
 
     def outside(source, regime, downstream, fraction, metric, round):
@@ -157,7 +161,7 @@ def explorer(
         text = f"{what} from inside, {source} pre-training, seed {run.seed}"
         return text, analysis.draw_layers({source: mask}), analysis.draw_kernels(model.net, mask, layer, limit=6)
 
-    parts = [_row(controls), _drawn(outside, controls), within["layer"], _drawn(inside, within)]
+    parts = [_row(controls), _drawn(outside, controls), _row({"layer": within["layer"]}), _drawn(inside, within)]
     return Box([*parts, _set_aside(folder)]).add_class("dwlth-explorer")
 
 
@@ -166,7 +170,7 @@ def _percent(fractions: Iterable[float]) -> dict[str, float]:
 
 
 def _sparsities(sparsity: pd.Series) -> dict[str, int]:
-    return {f"{100 * value:.4g} % (round {round_})": round_ for round_, value in sparsity.items()}
+    return {f"{100 * value:.1f} % (round {round_})": round_ for round_, value in sparsity.items()}
 
 
 def _on_disk(folder: Folder, source: str, round_: int) -> Run:
@@ -182,13 +186,11 @@ def _on_disk(folder: Folder, source: str, round_: int) -> Run:
     raise NotYet(f"{what} is not on disk: `grid.complete(preset, [{need}], folder, files=True)` makes it")
 
 
-def _set_aside(folder: Folder) -> ipw.VBox:
-    """How many files of results could not be read, and which."""
-    names = sorted(path.name for path in folder.path.rglob("*.bad"))
-    box = ipw.VBox()
-    if names:
-        show(box, f"{len(names)} unreadable files were set aside, and count for nothing: {', '.join(names)}")
-    return box.add_class("dwlth-set-aside")
+def _set_aside(folder: Folder, box: ipw.VBox | None = None) -> ipw.VBox:
+    """Says in `box`, or a new one, how many files of results could not be read, and which."""
+    box, names = box or ipw.VBox().add_class("dwlth-set-aside"), sorted(p.name for p in folder.path.rglob("*.bad"))
+    show(box, *([f"Set aside because unreadable, not counted: {len(names)} ({', '.join(names)})"] if names else []))
+    return box
 
 
 def training_panel(
@@ -228,6 +230,7 @@ def training_panel(
     start = ipw.Button(description="Start", button_style="primary").add_class("dwlth-start")
     stop = ipw.Button(description="Stop", disabled=True).add_class("dwlth-stop")
     bar, shown = ipw.FloatProgress(max=1.0).add_class("dwlth-progress"), ipw.VBox()
+    bad = _set_aside(folder)
     running, stopping = threading.Lock(), threading.Event()
 
     def chosen(**changed: int) -> Run:
@@ -240,10 +243,11 @@ def training_panel(
 
     def look(_=None) -> None:
         tell(*_known(preset, folder, chosen()))
+        _set_aside(folder, bad)
 
     def switch(on: bool) -> None:
         stop.disabled = not on
-        for widget in (*controls.values(), start):
+        for widget in controls.values():
             widget.disabled = on
 
     def work(run: Run) -> None:
@@ -256,10 +260,12 @@ def training_panel(
         finally:
             switch(on=False)
             running.release()
+            start.disabled = False
 
     def on_start(_) -> None:
         if running.acquire(blocking=False):  # a second click changes nothing
             stopping.clear()
+            start.disabled = True
             switch(on=True)
             threading.Thread(target=work, args=(chosen(),), daemon=True).start()
 
@@ -272,7 +278,7 @@ def training_panel(
         undone = (k for _, k in controls["seed"].options if preset.run_id(chosen(seed=k)) not in done)
         controls["seed"].value = next(undone, controls["seed"].value)
     look()
-    parts = [_row(controls), ipw.HBox([start, stop, bar]), shown, _set_aside(folder)]
+    parts = [_row(controls), ipw.HBox([start, stop, bar]), shown, bad]
     return Box(parts).add_class("dwlth-training")
 
 
@@ -300,7 +306,7 @@ def _known(preset: Preset, folder: Folder, run: Run) -> tuple[str, list[dict], f
 def _history(preset: Preset, folder: Folder, run: Run) -> list[dict]:
     """The epochs that an earlier, stopped training of a run has done."""
     with contextlib.suppress(DwlthError):
-        return read_checkpoint(folder.checkpoint(preset.run_id(run)))["history"]
+        return read_checkpoint(folder.checkpoint(preset.run_id(run)))["fits"][0]["history"]
     return []
 
 
@@ -330,7 +336,8 @@ def _train(preset, folder, run: Run, device, minutes: float, stopping: threading
 
         if on_epoch():
             return False
-        end = grid.execute(preset, folder, device, math.inf, "dwlth.widgets.training_panel", False, each, on_epoch)
+        command = "dwlth.widgets.training_panel"
+        (end,) = grid.execute(preset, folder, device, math.inf, command, False, (each,), on_epoch)
         if end == "failed":
             raise DwlthError(f"{each} broke down: see {folder.record(preset.run_id(each))}")
         return end == "ok"
