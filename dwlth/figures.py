@@ -331,8 +331,9 @@ def histories(of: dict[str, list[dict]]) -> Figure:
 
 
 def summary(runs: pd.DataFrame, *by: str) -> pd.DataFrame:
-    """SA and RA in percent as text, by the columns given: the mean over the seeds and, of two or more, one standard
-    error; and the number of seeds."""
+    """SA and RA in percent as text, by the columns given, sources in the order of `SOURCES`: the mean over the seeds
+    and, of two or more, one standard error; and the number of seeds."""
+    runs = runs.sort_values("source", key=lambda names: names.map(list(SOURCES).index), kind="stable")
     if "sparsity" in by:
         runs = runs.assign(sparsity=runs["sparsity"].map("{:.2%}".format))
     groups = runs.groupby(list(by), sort=False)

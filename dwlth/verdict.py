@@ -100,18 +100,23 @@ def judge(runs: pd.DataFrame, round_: int) -> str:
     return "Not judged: this needs the ticket and the dense network, transferred under both regimes."
 
 
-def report(found: pd.DataFrame, preset: str) -> str:
-    """The verdict as text, beside the paper's numbers."""
-    table = pd.DataFrame(
+def readable(found: pd.DataFrame) -> pd.DataFrame:
+    """The verdict in words, a row each as in `found`."""
+    return pd.DataFrame(
         {
             "data": found["fraction"].map("{:.0%}".format),
             "source": found["source"],
             "seeds": found["seeds"],
             "sparsest double-win": found["sparsity"].map("{:.2%}".format) + found["round"].map(" (round {})".format),
             "first fails at": found["fails_at_sparsity"].map(lambda s: "" if pd.isna(s) else f"{s:.2%}"),
-            "by": found["fails_by"],
+            "by": found["fails_by"].str.replace(" transfer", ""),  # short enough for pandas to show it whole
         }
     )
+
+
+def report(found: pd.DataFrame, preset: str) -> str:
+    """The verdict as text, beside the paper's numbers."""
+    table = readable(found)
     lines = [f"Sparsest double-win tickets, preset {preset} (each within its tolerance of the dense network)"]
     for task, group in table.groupby(found["downstream"], sort=False):
         lines += ["", f"to {task}", group.to_string(index=False, justify="left")]

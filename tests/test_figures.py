@@ -95,8 +95,9 @@ def test_histories_show_what_was_measured():
 
 
 def test_the_summary_by_hand():
-    rows = [("a", 0, 0.5, 0.1), ("a", 1, 0.7, 0.1), ("b", 0, 0.25, None)]
+    rows = [("adversarial", 0, 0.5, 0.1), ("adversarial", 1, 0.7, 0.1), ("standard", 0, 0.25, None)]
     table = pd.DataFrame(rows, columns=["source", "seed", "sa", "ra"])
     found = figures.summary(table, "source")
-    assert found.loc["a"].tolist() == [2, "60.0 ± 10.0", "10.0 ± 0.0"]
-    assert found.loc["b"].tolist() == [1, "25.0", "not measured"]
+    assert list(found.index) == ["standard", "adversarial"]
+    assert found.loc["adversarial"].tolist() == [2, "60.0 ± 10.0", "10.0 ± 0.0"]
+    assert found.loc["standard"].tolist() == [1, "25.0", "not measured"]
