@@ -1,12 +1,19 @@
-# `make quickstart` and `make test` do all set-up; PYTHON names the interpreter (3.10 or newer).
+# `make quickstart`, `make lab` and `make test` do all set-up; PYTHON names the interpreter (3.10 or newer), LAB options
+# of JupyterLab, as in make lab LAB="--no-browser --port 8899".
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test clean
+.PHONY: quickstart lab notebooks test clean
 
 quickstart: $(VENV)/.package  ## the whole road on handwritten digits; results in quickstart/
 	$(BIN)/python -m dwlth run digits --results quickstart
+
+lab: $(VENV)/.notebooks  ## the notebooks, on the quickstart's results if it has run, or else on those that come with the kit
+	$(if $(wildcard quickstart/digits/table.csv),DWLTH_RESULTS=../quickstart) $(BIN)/python -m jupyterlab $(LAB) notebooks/00_start_here.ipynb
+
+notebooks: $(VENV)/.notebooks  ## run all of them headless, in place
+	$(BIN)/python notebooks/execute.py
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest
@@ -18,6 +25,10 @@ $(VENV)/.made:
 
 $(VENV)/.package: pyproject.toml $(VENV)/.made
 	$(BIN)/python -m pip install --editable .
+	@touch $@
+
+$(VENV)/.notebooks: pyproject.toml $(VENV)/.package
+	$(BIN)/python -m pip install --quiet --editable ".[notebooks]"
 	@touch $@
 
 $(VENV)/.test: pyproject.toml $(VENV)/.package

@@ -5,6 +5,7 @@ else holds (no pyplot), so they may run on any thread.
 """
 
 import copy
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations, cycle
@@ -114,8 +115,9 @@ def draw_kernels(net: nn.Module, mask: Mask, layer: str, limit: int = 8) -> Figu
     """A convolution of a ticket: on the left how many weights each of its kernels keeps, a row per output and a column
     per input channel; on the right the kernels of the first `limit` of both, with a cross on each pruned weight."""
     weight = kernels(net, mask, layer)
-    figure = Picture(figsize=(11, 4.8), layout="constrained")
-    counts, grid = figure.subplots(1, 2, width_ratios=(1, 1.25))
+    figure = Picture(figsize=(11, 4.8))  # laid out by hand, which takes half the time: the explorer waits for it
+    place = {"left": 0.06, "right": 0.99, "bottom": 0.11, "top": 0.93, "wspace": 0.12}
+    counts, grid = figure.subplots(1, 2, width_ratios=(1, 1.25), gridspec_kw=place)
     size = weight[0, 0].numel()
     image = counts.imshow(mask[layer].sum((2, 3)).numpy(force=True), cmap="Greys", vmin=0, vmax=size, aspect="auto")
     figure.colorbar(image, ax=counts, label=f"Surviving weights of a kernel's {size}")
@@ -131,7 +133,9 @@ def draw_kernels(net: nn.Module, mask: Mask, layer: str, limit: int = 8) -> Figu
         top, left = i * (height + 1), j * (width + 1)
         canvas[top : top + height, left : left + width] = shown[i, j]
         crosses.append(shown[i, j].isnan().nonzero() + torch.tensor([top, left]))
-        grid.add_patch(Rectangle((left - 0.5, top - 0.5), width, height, fill=False, edgecolor="0.7", linewidth=0.6))
+        grid.add_patch(
+            Rectangle((left - 0.5, top - 0.5), width, height, fill=False, edgecolor="0.7", linewidth=0.6, clip_on=False)
+        )
     crosses = torch.cat(crosses)
     reach = weight.nan_to_num().abs().max().item() or 1.0
     image = grid.imshow(canvas.numpy(), cmap="cividis", vmin=-reach, vmax=reach)
@@ -146,20 +150,24 @@ def draw_kernels(net: nn.Module, mask: Mask, layer: str, limit: int = 8) -> Figu
 
 
 def draw_weights(net: nn.Module, mask: Mask) -> Figure:
-    """How the weights of a network are distributed, all of them and those that survive; counts on a log scale."""
+    """How the weights of a network are distributed, all of them and those that survive, counted on a log scale; dotted,
+    the magnitude at which pruning at once would keep as many."""
     weights = prunable(net)
     dense = torch.cat([weight.detach().float().cpu().flatten() for weight in weights.values()]).numpy()
     kept = np.concatenate([mask[name].cpu().flatten().numpy() for name in weights])
-    figure = Picture(figsize=(6.5, 3.9), layout="constrained")
+    figure = Picture(figsize=(8, 3.9), layout="constrained")
     panel = figure.subplots()
     reach = float(np.abs(dense).max())
     bins = np.linspace(-reach, reach, 82)  # an even number of edges, so that a bin has 0 in its middle
     panel.hist(dense, bins, color="0.8", edgecolor="0.6", linewidth=0.3, label=f"all {len(dense):,}")
     label = f"the {kept.sum():,} that survive ({mask.sparsity:.2%} pruned)"
     panel.hist(dense[kept], bins, histtype="step", color="black", linewidth=1.5, label=label)
+    threshold = np.sort(np.abs(dense))[-kept.sum()] if kept.any() else reach
+    panel.axvline(threshold, color="black", linestyle=":", label="as many, by magnitude at once")
+    panel.axvline(-threshold, color="black", linestyle=":")
     panel.set(yscale="log", xlabel="Weight before pruning", ylabel="Weights (log scale)")
     panel.grid(alpha=0.3)
-    figure.legend(loc="outside upper center", ncols=2, fontsize="small")
+    figure.legend(loc="outside upper center", ncols=3, fontsize="small")
     return figure
 
 
@@ -288,7 +296,7 @@ def draw_attacked(
     names: Sequence[str] | None = None,
     seed: int = 0,
 ) -> Figure:
-    """What an attack does to images, with three rows per model: as they are, the perturbation, magnified so that the
+    """What an attack does to images, in three rows for each model: as they are, the perturbation, magnified so that the
     largest one fills the range of a pixel (grey: no change), and attacked. Above each image, what the model takes it
     for and with what confidence, ticked where it is right and crossed where it is wrong.
 
@@ -306,23 +314,24 @@ def draw_attacked(
         seen[label] = [(x.cpu(), *_predict(model, x)) for x in (images, adv)]
         model.train(mode)
     largest = max((adv - clean).abs().max().item() for (clean, *_), (adv, *_) in seen.values()) or 1.0
-    rows = 3 * len(models)
-    figure = Picture(figsize=(1.2 + 1.15 * len(images), 0.5 + 1.3 * rows), layout="constrained")
-    panels = figure.subplots(rows, len(images), squeeze=False)
-    for model_row, (label, ((clean, *before), (adv, *after))) in enumerate(seen.items()):
+    columns = 2 if len(models) > 1 and len(images) < 8 else 1
+    rows = math.ceil(len(models) / columns)
+    figure = Picture(figsize=(columns * (0.6 + 1.05 * len(images)), rows * 4.2), layout="constrained")
+    blocks = figure.subfigures(rows, columns, squeeze=False, hspace=0.04).flatten()
+    for block, (label, ((clean, *before), (adv, *after))) in zip(blocks, seen.items()):
+        block.suptitle(_name(label), fontsize="medium")
         magnified = (adv - clean) / (2 * largest) + 0.5
         perturbation = f"perturbation\n{0.5 / largest:.3g} times"
         kinds = (("clean", clean, before), (perturbation, magnified, None), ("attacked", adv, after))
-        for offset, (kind, pictures, predicted) in enumerate(kinds):
-            line = panels[3 * model_row + offset]
-            line[0].set_ylabel(f"{_name(label)}\n{kind}" if offset == 0 else kind, fontsize="small")
+        for (kind, pictures, predicted), line in zip(kinds, block.subplots(3, len(images), squeeze=False)):
+            line[0].set_ylabel(kind, fontsize="small")
             for i, panel in enumerate(line):
                 _show(panel, pictures[i])
                 if predicted:
                     guess, confidence = (values[i].item() for values in predicted)
                     right = guess == labels[i].item()
                     title = f"{names[guess]} {'✓' if right else '✗'} {confidence:.0%}"
-                    if model_row == offset == 0:
+                    if kind == "clean":
                         title = f"true: {names[labels[i]]}\n{title}"
                     panel.set_title(title, fontsize="small", fontweight="normal" if right else "bold", pad=3)
     return figure

@@ -383,7 +383,9 @@ def _blank(preset: Preset, device: str, task: data.Dataset, members: int) -> mod
 
 
 def _scaled(timed: Callable[[int], float], size: int) -> float:
-    """`timed(size)`, or where that would take long its extrapolation from a few images."""
+    """`timed(size)`, extrapolated from as many images as take a second where that is not all: few images take longer
+    each, on a busy machine much longer."""
     few = min(size, 4)
-    seconds = timed(few) * size / few
-    return seconds if seconds > 5 else timed(size)
+    while (seconds := timed(few)) < 1 and few < size:
+        few = min(size, 4 * few)
+    return seconds * size / few

@@ -1,14 +1,19 @@
-"""Saying what a file is."""
+"""Saying what a file is, and what there is on this machine."""
 
 from pathlib import Path
 
+import pandas as pd
 from safetensors import SafetensorError, safe_open
 
-from dwlth import checkpoints, results
+from dwlth import checkpoints, grid, results
 from dwlth.errors import DwlthError
 from dwlth.files import read_about
-from dwlth.presets import Run
+from dwlth.presets import Preset, Run
+from dwlth.results import Folder
 from dwlth.tickets import load
+
+DATA_FILES = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python", "svhn": "train_32x32.mat"}
+"""What torchvision leaves of a dataset in the folder of the datasets."""
 
 
 def describe(file: str | Path, unsafe: bool = False) -> str:
@@ -67,3 +72,18 @@ def _foreign(path: Path) -> bool:
             return "dwlth" not in (file.metadata() or {})
     except (SafetensorError, OSError):
         return False
+
+
+def environment(preset: Preset, folder: Folder) -> pd.Series:
+    """What there is to run a preset with here: versions, device, results and datasets. Downloads nothing."""
+    device, workers = grid.this_machine()
+    about = results.provenance(device, 0.0, "")
+    found = {key: about[key] for key in ("python", "torch", "torchvision", "dwlth")}
+    found["device"] = f"{about['device']} ({device}, {workers} runs at a time)"
+    rows = len(results.read_table(folder.table)) if folder.table.exists() else 0
+    found["results"] = f"{rows} finished runs of {preset.name}"
+    for name in (preset.upstream, *preset.downstream):
+        path = folder.data / DATA_FILES.get(name, name.removeprefix("folder:"))
+        here = "comes with scikit-learn" if name.startswith("digits") else "on disk" if path.exists() else "not on disk"
+        found[f"data: {name}"] = here
+    return pd.Series(found)

@@ -1,5 +1,6 @@
 """The verdict: which is the sparsest double-win ticket of each source?"""
 
+import contextlib
 from pathlib import Path
 
 import pandas as pd
@@ -76,18 +77,46 @@ def verdict(table: pd.DataFrame, tolerance: float | None = None, method: str = "
     return pd.DataFrame(rows)
 
 
-def report(found: pd.DataFrame, preset: str) -> str:
-    """The verdict as text, beside the paper's numbers."""
-    table = pd.DataFrame(
+def transfers(table: pd.DataFrame, downstream: str, fraction: float) -> pd.DataFrame:
+    """The rows of IMP's tickets, and of the dense networks, on a downstream task with a fraction of its data."""
+    runs = table[(table["stage"] == "transfer") & (table["method"] == "imp")]
+    return runs[(runs["downstream"] == downstream) & (runs["fraction"] == fraction)]
+
+
+def judge(runs: pd.DataFrame, round_: int) -> str:
+    """Whether ticket `round_` is double-win, in a sentence.
+
+    Args:
+        runs: rows of `transfers`, of one source.
+    """
+    if round_ == 0:
+        return "This is the dense network, which tickets are compared with."
+    with contextlib.suppress(NotYet):
+        found = verdict(runs[runs["round"].isin([0, round_])]).iloc[0]
+        if found["round"] == round_:
+            return "Double-win: within one standard error of the dense network in all three criteria."
+        if found["fails_at_round"] == round_:
+            return f"Not double-win: more than one standard error below the dense network in {found['fails_by']}."
+    return "Not judged: this needs the ticket and the dense network, transferred under both regimes."
+
+
+def readable(found: pd.DataFrame) -> pd.DataFrame:
+    """The verdict in words, a row each as in `found`."""
+    return pd.DataFrame(
         {
             "data": found["fraction"].map("{:.0%}".format),
             "source": found["source"],
             "seeds": found["seeds"],
             "sparsest double-win": found["sparsity"].map("{:.2%}".format) + found["round"].map(" (round {})".format),
             "first fails at": found["fails_at_sparsity"].map(lambda s: "" if pd.isna(s) else f"{s:.2%}"),
-            "by": found["fails_by"],
+            "by": found["fails_by"].str.replace(" transfer", ""),  # short enough for pandas to show it whole
         }
     )
+
+
+def report(found: pd.DataFrame, preset: str) -> str:
+    """The verdict as text, beside the paper's numbers."""
+    table = readable(found)
     lines = [f"Sparsest double-win tickets, preset {preset} (each within its tolerance of the dense network)"]
     for task, group in table.groupby(found["downstream"], sort=False):
         lines += ["", f"to {task}", group.to_string(index=False, justify="left")]

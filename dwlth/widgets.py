@@ -1,11 +1,14 @@
 """Pickers, the explorer and the training panel: the only module that imports ipywidgets.
 
-Every widget has a plain-Python value from the start, and its callbacks may run on any thread.
+Every control has a value from the start, so that a notebook runs headless too; callbacks may run on any thread.
 """
 
+import contextlib
 import html
+import math
 import threading
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 import ipywidgets as ipw
@@ -13,38 +16,62 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
-from dwlth.errors import DwlthError
-from dwlth.figures import png
+from dwlth import analysis, figures, grid, masks, models, sources, tickets
+from dwlth.errors import DwlthError, NotYet
+from dwlth.presets import Preset, Run
+from dwlth.results import Folder, read_record, read_table
+from dwlth.training import read_checkpoint
+from dwlth.verdict import judge, transfers
 
+REGIMES = ("standard", "adversarial")
 _DRAWING = threading.RLock()  # matplotlib is not safe on several threads at once
 
 
-def choose(name: str, options: Iterable, value: Any) -> ipw.Dropdown | ipw.SelectionSlider:
+class Box(ipw.VBox):
+    """Widgets, one below the other; where only text can be shown, a word on what is missing."""
+
+    def __repr__(self) -> str:
+        return "(widgets: shown while the notebook runs)"
+
+
+def choose(name: str, options: Iterable, value: Any = None) -> ipw.Dropdown | ipw.SelectionSlider:
     """A labelled control for one value: a slider for rising numbers, a menu for anything else. Its CSS class is
     `dwlth-NAME`.
 
     Args:
         options: the values, or a dict from label to value.
+        value: at the start; by default the first.
 
     Raises:
-        DwlthError: for a value that is not among them.
+        DwlthError: for a value that is not among them, or where there are none.
     """
-    options = list(options.items()) if isinstance(options, dict) else [(str(option), option) for option in options]
-    values = [option for _, option in options]
+    labelled = list(options.items()) if isinstance(options, dict) else [(str(option), option) for option in options]
+    values = [option for _, option in labelled]
     if not values:
         raise DwlthError(f"{name}: nothing to choose from yet; `python -m dwlth run` makes results")
-    if value not in values:
+    if value is not None and value not in values:
         raise DwlthError(f"{name} is {value!r}: choose from {', '.join(map(str, values))}")
     rising = all(not isinstance(option, str) for option in values) and all(a < b for a, b in zip(values, values[1:]))
     kind = ipw.SelectionSlider if rising and len(values) > 1 else ipw.Dropdown
-    control = kind(options=options, value=value, description=name.replace("_", " ").capitalize())
+    value = values[0] if value is None else value
+    control = kind(options=labelled, value=value, description=name.replace("_", " ").capitalize())
+    control.style.description_width = "initial"
+    control.layout.width = "26em" if kind is ipw.SelectionSlider else "auto"
     return control.add_class(f"dwlth-{name}")
 
 
-def live(draw: Callable[..., Any], **controls: ipw.Widget) -> ipw.VBox:
+def live(draw: Callable[..., Any], **controls: ipw.Widget) -> Box:
     """The controls, and below them what `draw` makes of their values (by the names given here): a figure, a table
     (`DataFrame`), a text, or a tuple of these. It is drawn again when a control changes; the same values give the
     same bytes. A `DwlthError` is shown in place of the pictures, which would be those of other values."""
+    return Box([_row(controls), _drawn(draw, controls)]).add_class("dwlth-live")
+
+
+def _row(controls: dict[str, ipw.Widget]) -> ipw.HBox:
+    return ipw.HBox(list(controls.values()), layout=ipw.Layout(flex_flow="row wrap", grid_gap="2px 16px"))
+
+
+def _drawn(draw: Callable[..., Any], controls: dict[str, ipw.Widget]) -> ipw.VBox:
     shown = ipw.VBox()
 
     def redraw(_=None) -> None:
@@ -53,31 +80,267 @@ def live(draw: Callable[..., Any], **controls: ipw.Widget) -> ipw.VBox:
                 parts = draw(**{name: control.value for name, control in controls.items()})
             except DwlthError as error:
                 parts = str(error)
-            show(shown, parts)
+            show(shown, *(parts if isinstance(parts, tuple) else (parts,)))
 
     for control in controls.values():
         control.observe(redraw, "value")
     redraw()
-    bar = ipw.HBox(list(controls.values()), layout=ipw.Layout(flex_flow="row wrap"))
-    return ipw.VBox([bar, shown]).add_class("dwlth-live")
+    return shown
 
 
-def show(box: ipw.VBox, parts: Any) -> None:
-    """Put a figure, a table, a text or a tuple of these into `box`, in the widgets that are there if they fit."""
+def show(box: ipw.VBox, *parts: Any) -> None:
+    """Put figures, tables and texts into `box`, in the widgets that are there where they fit."""
     children = []
-    for i, part in enumerate(parts if isinstance(parts, tuple) else (parts,)):
+    for i, part in enumerate(parts):
         if isinstance(part, Figure):
-            kind, name, value = ipw.Image, "figure", png(part)
+            kind, name, value = ipw.Image, "figure", figures.png(part)
             plt.close(part)  # where pyplot made it
         elif isinstance(part, pd.DataFrame):
-            kind, name, value = ipw.HTML, "table", part.to_html(border=0)
+            kind, name, value = ipw.HTML, "table", f'<div class="jp-RenderedHTMLCommon">{part.to_html(border=0)}</div>'
         else:
             kind, name, value = ipw.HTML, "text", f'<div style="white-space: pre-wrap">{html.escape(str(part))}</div>'
-        old = box.children[i] if i < len(box.children) else None
-        if type(old) is kind:
-            old.value = value
-        else:
-            old = kind(value=value, layout=ipw.Layout(max_width="100%")).add_class(f"dwlth-{name}")
-        children.append(old)
+        child = box.children[i] if i < len(box.children) else None
+        if type(child) is not kind:
+            child = kind(layout=ipw.Layout(max_width="100%", align_self="flex-start")).add_class(f"dwlth-{name}")
+        child.value = value
+        children.append(child)
     if children != list(box.children):
         box.children = children
+
+
+def explorer(
+    table: pd.DataFrame,
+    preset: Preset,
+    folder: Folder,
+    *,
+    source: str | None = None,
+    regime: str | None = None,
+    downstream: str | None = None,
+    fraction: float | None = None,
+    metric: str = "ra",
+    round: int | None = None,
+    layer: str | None = None,
+) -> Box:
+    """The curves of `figures.curve` with the numbers at the marker, and below them the ticket there from inside: its
+    layers and the kernels of one of them, of the smallest seed whose files are on disk.
+
+    Args:
+        table: of `dwlth.results.read_table`; what it lacks is not offered, or said to be missing.
+        source, regime, downstream, fraction, metric, round, layer: where to begin; None: at the first there is, and at
+            the largest layer.
+
+    Raises:
+        DwlthError: for a value that is not there, or a table without transfers of IMP's tickets.
+    """
+    runs = table[(table["stage"] == "transfer") & (table["method"] == "imp")]
+    known = {name: set(runs[name]) for name in ("source", "regime", "downstream", "fraction")}
+    sparsity = runs.groupby("round")["sparsity"].first()
+    controls = {
+        "source": choose("source", [name for name in figures.SOURCES if name in known["source"]], source),
+        "regime": choose("regime", [name for name in REGIMES if name in known["regime"]], regime),
+        "downstream": choose("downstream", sorted(known["downstream"]), downstream),
+        "fraction": choose("fraction", _percent(sorted(known["fraction"], reverse=True)), fraction),
+        "metric": choose("metric", {"SA": "sa", "RA": "ra"}, metric),
+        "round": choose("round", _sparsities(sparsity), round),
+    }
+    layers = masks.prunable(models.build(preset.network, 2, [0.0], [1.0], seed=0).net)
+    layer = layer or max(layers, key=lambda name: layers[name].numel())
+    within = {"source": controls["source"], "round": controls["round"], "layer": choose("layer", list(layers), layer)}
+
+    def outside(source, regime, downstream, fraction, metric, round):
+        figure = figures.curve(runs, downstream, fraction, regime, metric, source, round)
+        chosen = transfers(runs, downstream, fraction)
+        chosen = chosen[(chosen["source"] == source) & chosen["round"].isin([0, round])]
+        return figure, figures.summary(chosen[chosen["regime"] == regime], "sparsity"), judge(chosen, round)
+
+    def inside(source, round, layer):
+        run = _on_disk(folder, source, round)
+        model = sources.load(preset, run, folder, "cpu")
+        mask = tickets.find(preset, run, folder, model)
+        what = f"The ticket of {mask.sparsity:.2%}" if round else "The dense network"
+        text = f"{what} from inside, {source} pre-training, seed {run.seed}"
+        return text, analysis.draw_layers({source: mask}), analysis.draw_kernels(model.net, mask, layer, limit=6)
+
+    parts = [_row(controls), _drawn(outside, controls), _row({"layer": within["layer"]}), _drawn(inside, within)]
+    return Box([*parts, _set_aside(folder)]).add_class("dwlth-explorer")
+
+
+def _percent(fractions: Iterable[float]) -> dict[str, float]:
+    return {f"{100 * fraction:.4g} %": fraction for fraction in fractions}
+
+
+def _sparsities(sparsity: pd.Series) -> dict[str, int]:
+    return {f"{100 * value:.1f} % (round {round_})": round_ for round_, value in sparsity.items()}
+
+
+def _on_disk(folder: Folder, source: str, round_: int) -> Run:
+    """A run of this ticket, of the smallest seed whose source and ticket are on disk."""
+    names = [path.stem for path in folder.path.glob(f"sources/{source}-s*.safetensors")]
+    for seed in sorted(int(name.rpartition("-s")[2]) for name in names):
+        run = Run("transfer", source, seed, round_)
+        if round_ == 0 or folder.ticket(run, round_).exists():
+            return run
+    what, need = f"ticket {round_} of the {source} source", f'Run("imp", "{source}", 0, {round_ - 1})'
+    if round_ == 0:
+        what, need = f"the {source} source", f'Run("pretrain", "{source}", 0)'
+    raise NotYet(f"{what} is not on disk: `grid.complete(preset, [{need}], folder, files=True)` makes it")
+
+
+def _set_aside(folder: Folder, box: ipw.VBox | None = None) -> ipw.VBox:
+    """Says in `box`, or a new one, how many files of results could not be read, and which."""
+    box, names = box or ipw.VBox().add_class("dwlth-set-aside"), sorted(p.name for p in folder.path.rglob("*.bad"))
+    show(box, *([f"Set aside because unreadable, not counted: {len(names)} ({', '.join(names)})"] if names else []))
+    return box
+
+
+def training_panel(
+    preset: Preset,
+    folder: Folder,
+    *,
+    source: str | None = None,
+    downstream: str | None = None,
+    regime: str | None = None,
+    fraction: float | None = None,
+    round: int | None = None,
+    seed: int | None = None,
+    device: str | None = None,
+    minutes: float = 10.0,
+) -> Box:
+    """Does one transfer of the preset in the background, after the runs it needs, and shows its progress after each
+    epoch. Stop ends it after the epoch under way; Start goes on from there, in another kernel too.
+
+    Args:
+        source, downstream, regime, fraction, round: of the transfer; None: the preset's first.
+        seed: 0 to 9, or more where the preset has more; None: the first that is not done.
+        device: see `dwlth.grid.this_machine`.
+        minutes: what is estimated to take longer is not begun.
+
+    Raises:
+        DwlthError: for a value that the preset does not have.
+    """
+    rounds = pd.Series({k: 1 - (1 - preset.prune_rate) ** k for k in preset.rounds})
+    controls = {
+        "source": choose("source", list(preset.pretrain), source),
+        "downstream": choose("downstream", preset.downstream, downstream),
+        "regime": choose("regime", REGIMES, regime),
+        "fraction": choose("fraction", _percent(preset.fractions), fraction),
+        "round": choose("round", _sparsities(rounds), round),
+        "seed": choose("seed", range(max(10, preset.seeds)), seed),
+    }
+    start = ipw.Button(description="Start", button_style="primary").add_class("dwlth-start")
+    stop = ipw.Button(description="Stop", disabled=True).add_class("dwlth-stop")
+    bar, shown = ipw.FloatProgress(max=1.0).add_class("dwlth-progress"), ipw.VBox()
+    bad = _set_aside(folder)
+    running, stopping = threading.Lock(), threading.Event()
+
+    def chosen(**changed: int) -> Run:
+        return Run("transfer", **{name: control.value for name, control in controls.items()} | changed)
+
+    def tell(text: str, history: list[dict] | None = None, share: float = 0.0) -> None:
+        bar.value = share
+        with _DRAWING:
+            show(shown, text, *([figures.histories({chosen().source: history})] if history else []))
+
+    def look(_=None) -> None:
+        tell(*_known(preset, folder, chosen()))
+        _set_aside(folder, bad)
+
+    def switch(on: bool) -> None:
+        stop.disabled = not on
+        for widget in controls.values():
+            widget.disabled = on
+
+    def work(run: Run) -> None:
+        try:
+            wider = replace(preset, seeds=max(preset.seeds, run.seed + 1))
+            _train(wider, folder, run, device, minutes, stopping, tell)
+            look()
+        except Exception as error:  # nobody else would see it
+            tell(str(error) if isinstance(error, DwlthError) else repr(error))
+        finally:
+            switch(on=False)
+            running.release()
+            start.disabled = False
+
+    def on_start(_) -> None:
+        if running.acquire(blocking=False):  # a second click changes nothing
+            stopping.clear()
+            start.disabled = True
+            switch(on=True)
+            threading.Thread(target=work, args=(chosen(),), daemon=True).start()
+
+    start.on_click(on_start)
+    stop.on_click(lambda _: stopping.set())
+    for control in controls.values():
+        control.observe(look, "value")
+    if seed is None:
+        done = folder.done()
+        undone = (k for _, k in controls["seed"].options if preset.run_id(chosen(seed=k)) not in done)
+        controls["seed"].value = next(undone, controls["seed"].value)
+    look()
+    parts = [_row(controls), ipw.HBox([start, stop, bar]), shown, bad]
+    return Box(parts).add_class("dwlth-training")
+
+
+def _known(preset: Preset, folder: Folder, run: Run) -> tuple[str, list[dict], float]:
+    """What is known of a run: in words, its history as far as it is on disk, and how much of it is done."""
+    id_ = preset.run_id(run)
+    text = "{}: done, SA {:.1%} and RA {:.1%} on the test set"
+    try:
+        if folder.record(id_).exists():
+            record = read_record(folder.record(id_))
+            result = record["result"]
+            if record["status"] == "failed":
+                return f"{run}: {result['error']}", [], 0.0
+            return text.format(run, result["sa"], result["ra"]), result["history"], 1.0
+        table = read_table(folder.table) if folder.table.exists() else pd.DataFrame({"id": []})
+        for _, row in table[table["id"] == id_].iterrows():
+            return text.format(run, row["sa"], row["ra"]) + " (from the table)", [], 1.0
+    except DwlthError as error:
+        return f"{error}; Start does the run again", [], 0.0
+    history, epochs = _history(preset, folder, run), preset.recipe(run).epochs
+    text = f"{run}: not done yet ({len(history)} of {epochs} epochs); Start does what is left, and the runs it needs"
+    return text, history, len(history) / epochs
+
+
+def _history(preset: Preset, folder: Folder, run: Run) -> list[dict]:
+    """The epochs that an earlier, stopped training of a run has done."""
+    with contextlib.suppress(DwlthError):
+        return read_checkpoint(folder.checkpoint(preset.run_id(run)))["fits"][0]["history"]
+    return []
+
+
+def _train(preset, folder, run: Run, device, minutes: float, stopping: threading.Event, tell: Callable) -> None:
+    """Do `run`, after the runs it needs, until `stopping` is set; `tell` hears of each epoch."""
+    tell(f"{run}: looking what is left to do ...")
+    todo = grid.left(preset, [run], folder)
+    device, _ = grid.this_machine(device)
+    seconds = grid.estimate(preset, todo, folder, device)
+    if seconds > 60 * minutes:
+        raise NotYet(
+            f"{run}: about {grid.duration(seconds)} on this machine ({device}), and more than {minutes:g} minutes are "
+            f"not begun here; `python -m dwlth run {preset.name}` can be stopped and resumed"
+        )
+
+    def do(i: int, each: Run) -> bool:
+        history, epochs = _history(preset, folder, each), getattr(preset.recipe(each), "epochs", 0)
+
+        def on_epoch(row: dict | None = None) -> bool:
+            history.extend([row] if row else [])
+            words = f"{each} (run {i + 1} of {len(todo)}), epoch {len(history)} of {epochs}"
+            for name, key in (("training accuracy", "accuracy"), ("validation SA", "val_sa"), ("RA", "val_ra")):
+                measured = [row[key] for row in history if row[key] is not None]  # not after every epoch
+                words += f", {name} {measured[-1]:.1%}" if measured else ""
+            tell(words, history, (i + len(history) / max(1, epochs)) / len(todo))
+            return stopping.is_set()
+
+        if on_epoch():
+            return False
+        command = "dwlth.widgets.training_panel"
+        (end,) = grid.execute(preset, folder, device, math.inf, command, False, (each,), on_epoch)
+        if end == "failed":
+            raise DwlthError(f"{each} broke down: see {folder.record(preset.run_id(each))}")
+        return end == "ok"
+
+    if all(do(i, each) for i, each in enumerate(todo)):
+        folder.collect()

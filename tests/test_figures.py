@@ -1,14 +1,14 @@
+import pandas as pd
 import pytest
 from matplotlib import pyplot as plt
 from test_verdict import falls_after, table
 
 from dwlth import figures
+from dwlth.errors import NotYet
 
 
 @pytest.fixture
 def runs():
-    import pandas as pd
-
     tables = [table(*[falls_after(k)] * 3, source=s, seeds=2) for s, k in zip(figures.SOURCES, (6, 7, 8))]
     return pd.concat(tables, ignore_index=True)
 
@@ -45,3 +45,59 @@ def test_every_figure_is_drawn_as_png_and_pdf(runs, tmp_path):
 
 def test_a_figure_without_its_runs_is_left_out(runs, tmp_path):
     assert figures.draw_all(runs[runs["regime"] == "standard"], tmp_path) == []
+
+
+def of_method(runs, method, rounds, **columns):
+    return runs[runs["round"].isin(rounds)].assign(method=method, **columns)
+
+
+def test_methods_are_compared_where_all_were_run(runs):
+    one = of_method(runs, "oneshot", [2, 6, 9], sa=0.5)
+    other = of_method(runs, "random", [2, 6], ra=0.25)
+    table = pd.concat([runs, one[one["seed"] == 0], other[other["seed"] == 0]], ignore_index=True)
+    figure = figures.methods(table, "CIFAR-10", "standard")
+    lines = {bars.get_label(): bars[0] for bars in figure.axes[0].containers}
+    assert lines.keys() == {"IMP", "One-shot", "Random"}
+    assert all(list(line.get_xdata()) == [0, 2, 6] for line in lines.values())
+    assert list(lines["One-shot"].get_ydata()) == pytest.approx([80, 50, 50])  # the dense network, then its tickets
+    assert figure.axes[2].containers[2][0].get_ydata()[1] == pytest.approx(25)
+    with pytest.raises(NotYet, match="adversarial source"):
+        figures.methods(runs, "CIFAR-10", "adversarial")
+
+
+def test_the_gain_is_that_of_the_same_seed(runs):
+    table = runs[runs["round"] == 0].copy()
+    table["ra"] = 0.5 + table["seed"] / 10  # seeds differ more than sources
+    table.loc[table["source"] == "adversarial", "ra"] += 0.04
+    panel = figures.gain(table, "CIFAR-10").axes[2]
+    containers = {bars.get_label(): bars for bars in panel.containers}
+    assert containers.keys() == {"Fast adversarial", "Adversarial"}
+    points, _, (bars,) = containers["Adversarial"]
+    assert points.get_ydata()[0] == pytest.approx(4)
+    assert bars.get_segments()[0][:, 1] == pytest.approx([4, 4])  # no error: the seeds agree
+    assert panel.get_ylim() == figures.gain(table, "CIFAR-10").axes[0].get_ylim()
+
+
+def test_the_papers_points_are_marked_as_such(runs):
+    with_paper, without = (figures.double_wins(runs, "CIFAR-10", paper=paper) for paper in (True, False))
+    labels = [text.get_text() for text in with_paper.legends[0].texts]
+    assert labels[3:] == ["the paper's on CIFAR-10,\nanother scale"]
+    (paper,) = (points for points in with_paper.axes[0].collections if len(points.get_offsets()) == 3)
+    assert paper.get_offsets()[:, 1].tolist() == [10, 10, 11] and len(paper.get_facecolors()) == 0
+    assert not without.legends and len(without.axes[0].get_legend().texts) == 3
+
+
+def test_histories_show_what_was_measured():
+    history = [{"epoch": e, "accuracy": 0.5, "val_sa": 0.9 if e else None, "val_ra": None} for e in range(3)]
+    accuracy, sa, ra = figures.histories({"adversarial": history}).axes
+    assert list(accuracy.lines[0].get_xdata()) == [1, 2, 3] and list(accuracy.lines[0].get_ydata()) == [50] * 3
+    assert list(sa.lines[0].get_xdata()) == [2, 3] and not ra.lines
+
+
+def test_the_summary_by_hand():
+    rows = [("adversarial", 0, 0.5, 0.1), ("adversarial", 1, 0.7, 0.1), ("standard", 0, 0.25, None)]
+    table = pd.DataFrame(rows, columns=["source", "seed", "sa", "ra"])
+    found = figures.summary(table, "source")
+    assert list(found.index) == ["standard", "adversarial"]
+    assert found.loc["adversarial"].tolist() == [2, "60.0 ± 10.0", "10.0 ± 0.0"]
+    assert found.loc["standard"].tolist() == [1, "25.0", "not measured"]

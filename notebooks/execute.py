@@ -1,0 +1,46 @@
+"""Run the notebooks in place, top to bottom, and leave them as a reader should find them:
+
+    python notebooks/execute.py                             # all of them
+    python notebooks/execute.py 03_standard 05_paper        # those whose names begin so
+
+Outputs stay; what belongs to this one execution goes (see `clean`). Needs papermill (the extra `notebooks`).
+"""
+
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import papermill
+
+HERE = Path(__file__).resolve().parent
+WIDGET = "application/vnd.jupyter.widget-view+json"
+
+
+def clean(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """Drop widgets' state, which GitHub may refuse to show, and widgets' views, which are nothing without it: a cell
+    that ends with a widget keeps its text, a progress bar keeps nothing. Drop papermill's notes and times."""
+    notebook.metadata = {key: notebook.metadata[key] for key in ("kernelspec",)} | {"language_info": {"name": "python"}}
+    for cell in notebook.cells:
+        cell.metadata = {"tags": tags} if (tags := cell.metadata.get("tags")) else {}
+        if cell.cell_type != "code":
+            continue
+        bar = lambda output: output.output_type == "display_data" and WIDGET in output.data
+        cell.outputs = [output for output in cell.outputs if not bar(output)]
+        for output in cell.outputs:
+            output.get("data", {}).pop(WIDGET, None)
+    return notebook
+
+
+def execute(path: Path) -> None:
+    """Run one notebook and write it back; where a cell fails, it stays as it was."""
+    notebook = clean(papermill.execute_notebook(path, None, cwd=HERE, progress_bar=False))
+    path.write_text(nbformat.writes(notebook, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    for path in sorted(HERE.glob("[0-9]*.ipynb")):
+        if len(sys.argv) == 1 or path.name.startswith(tuple(sys.argv[1:])):
+            began = time.time()
+            execute(path)
+            print(f"{path.name}: {time.time() - began:.0f} seconds")

@@ -1,0 +1,235 @@
+"""JupyterLab and Voila in headless Chromium, used as a reader would. DWLTH_SCREENSHOTS names a folder for pictures."""
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from dwlth import presets
+from dwlth.presets import Run
+from dwlth.results import Folder, read_record
+
+playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install -e '.[test]'")
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium, chromium-browser or google-chrome")
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCES = ("standard", "fast_adversarial", "adversarial")
+MINUTES = 10  # for anything to happen; a slow machine shared with others is slow
+
+RUN_ALL = """async () => {
+    const app = window.jupyterapp;
+    await app.restored;
+    const notebook = app.shell.currentWidget;
+    await notebook.context.ready;
+    await notebook.sessionContext.ready;
+    await app.commands.execute("notebook:run-all-cells");
+    return [...notebook.content.model.cells].flatMap(cell => cell.type === "code" ? cell.toJSON().outputs : [])
+        .filter(output => output.output_type === "error").map(output => output.ename + ": " + output.evalue);
+}"""
+DIGEST = """async image => {
+    const bytes = await (await fetch(image.src)).arrayBuffer();
+    const digest = await crypto.subtle.digest("SHA-256", bytes);
+    return [...new Uint8Array(digest)].map(byte => byte.toString(16)).join();
+}"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A copy of the notebooks and the results to work in."""
+    place = tmp_path_factory.mktemp("reader")
+    shutil.copytree(ROOT / "notebooks", place / "notebooks", ignore=shutil.ignore_patterns("*.executed", ".*"))
+    shutil.copytree(ROOT / "results", place / "results", ignore=shutil.ignore_patterns("runs", "checkpoints"))
+    return place
+
+
+@contextlib.contextmanager
+def serve(place, *command):
+    """The address of a server that runs meanwhile."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    for name, settings in {
+        "notebook-extension/tracker": '{"windowingMode": "none"}',  # also what is scrolled away is in the page
+        "apputils-extension/notification": '{"fetchNews": "false", "checkForUpdates": false}',
+    }.items():
+        path = place / "home" / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(settings)
+    home = {name: str(place / "home" / name) for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR")}
+    home |= {"JUPYTERLAB_SETTINGS_DIR": str(place / "home" / "settings")}
+    home |= {"JUPYTERLAB_WORKSPACES_DIR": str(place / "home" / "workspaces")}
+    env = os.environ | home | {"PYTHONPATH": str(ROOT), "DWLTH_RESULTS": "../results", "OMP_NUM_THREADS": "1"}
+    with open(place / "server.log", "ab") as log:
+        server = subprocess.Popen(
+            [sys.executable, "-m", *command, f"--port={port}"], cwd=place, env=env, stdout=log, stderr=log
+        )
+    try:
+        address, limit = f"http://127.0.0.1:{port}", time.time() + 60 * MINUTES
+        while True:
+            with contextlib.suppress(OSError):
+                urllib.request.urlopen(address, timeout=60).close()
+                break
+            assert server.poll() is None and time.time() < limit, (place / "server.log").read_text()
+            time.sleep(0.2)
+        yield address
+    finally:
+        server.send_signal(signal.SIGTERM)  # ends its kernels too
+        try:
+            server.wait(60)
+        except subprocess.TimeoutExpired:
+            server.kill()
+
+
+@pytest.fixture(scope="module")
+def lab(place):
+    options = ["--no-browser", "--allow-root", "--expose-app-in-browser", "--LabApp.news_url=None"]
+    options += ["--IdentityProvider.token=", "--ServerApp.password=", "--ServerApp.port_retries=0"]
+    with serve(place, "jupyterlab", *options) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with playwright.sync_playwright() as chromium:
+        browser = chromium.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser):
+    page = browser.new_page(viewport={"width": 1400, "height": 2400})
+    page.set_default_timeout(60_000 * MINUTES)
+    yield page
+    page.close()
+
+
+@pytest.fixture
+def picture(page, tmp_path):
+    folder = Path(os.environ.get("DWLTH_SCREENSHOTS", tmp_path))
+    folder.mkdir(parents=True, exist_ok=True)
+    return lambda name, part=None: (page.locator(part) if part else page).screenshot(path=folder / f"{name}.png")
+
+
+def run_all(page, lab, name):
+    page.goto(f"{lab}/lab/tree/notebooks/{name}?reset")
+    page.wait_for_function("() => window.jupyterapp && window.jupyterapp.shell.currentWidget?.content?.model")
+    assert page.evaluate(RUN_ALL) == []
+
+
+class Shown:
+    """What a group of widgets shows: its pictures, as hashes, and its tables and texts."""
+
+    def __init__(self, page, part):
+        self.page, self.part = page, page.locator(part).first
+        self.part.locator(".dwlth-figure").first.wait_for()
+
+    def now(self):
+        pictures = [image.evaluate(DIGEST) for image in self.part.locator(".dwlth-figure").all()]
+        words = [words.inner_text() for words in self.part.locator(".dwlth-table, .dwlth-text").all()]
+        return pictures, words
+
+    def settled(self):
+        """What is shown once nothing has changed for a while."""
+        before, same = self.now(), 0
+        while same < 4:
+            self.page.wait_for_timeout(300)
+            now = self.now()
+            before, same = now, same + 1 if now == before else 0
+        return before
+
+    def after(self, act):
+        """What is shown once it has changed and settled after `act`."""
+        before, limit = self.now(), time.time() + 60 * MINUTES
+        act()
+        while self.now() == before:
+            assert time.time() < limit, "nothing has changed"
+            self.page.wait_for_timeout(100)
+        return self.settled()
+
+    def pick(self, name, value):
+        return self.after(lambda: self.part.locator(f".dwlth-{name} select").select_option(label=value))
+
+    def slide(self, name, key):
+        return self.after(lambda: self.part.locator(f".dwlth-{name} .noUi-handle").press(key))
+
+
+def pick_each_source(shown, begin):
+    """Pick the three sources, then each again: each shows something else, and the same thing every time."""
+    first = {begin: shown.settled()}
+    others = [source for source in SOURCES if source != begin]
+    for source in others:
+        first[source] = shown.pick("source", source)
+    for i, part in enumerate(("picture", "words")):
+        assert len({str(seen[i]) for seen in first.values()}) == 3, part
+    for source in (begin, *others, begin):
+        assert shown.pick("source", source) == first[source]
+
+
+@pytest.mark.skipif(not list((ROOT / "notebooks").glob("03_*")), reason="no notebook 03")
+def test_03_shows_each_source(page, lab, picture):
+    run_all(page, lab, "03_standard_vs_adversarial_transfer.ipynb")
+    pick_each_source(Shown(page, ".dwlth-live"), "adversarial")
+    picture("03", ".dwlth-live")
+    picture("03-page")
+
+
+def test_07_explores_and_trains(page, lab, place, picture):
+    run_all(page, lab, "07_explorer.ipynb")
+    shown = Shown(page, ".dwlth-explorer")
+    picture("07-page")
+    picture("07-explorer", ".dwlth-explorer")
+    pick_each_source(shown, "adversarial")
+    begin = shown.settled()
+    right = shown.slide("round", "ArrowRight")
+    picture("07-slid", ".dwlth-explorer")
+    assert all(one != other for one, other in zip(begin[0], right[0])) and begin[1] != right[1]  # all three pictures
+    assert shown.slide("round", "ArrowLeft") == begin
+
+    folder = Folder(place / "results", "digits")
+    before = folder.table.read_bytes()
+    panel = page.locator(".dwlth-training")
+    status = lambda: panel.locator(".dwlth-text").first.inner_text()
+    seed = int(re.search(r"seed (\d+): not done yet", status())[1])  # the first that the results do not have
+    run = Run("transfer", "adversarial", seed, 6, "imp", "digits5-9", "adversarial")
+    picture("07-training-before", ".dwlth-training")
+    panel.locator(".dwlth-start").click()
+    panel.get_by_text(re.compile(r"\(run \d of \d\), epoch 2 of \d")).wait_for()
+    picture("07-training", ".dwlth-training")
+    assert panel.locator(".dwlth-start").is_disabled()
+    width = panel.locator(".dwlth-progress .progress-bar").evaluate("bar => bar.getBoundingClientRect().width")
+    assert width > 0
+    assert shown.pick("metric", "SA") != begin  # the kernel answers meanwhile
+    panel.locator(".dwlth-stop").click()
+    page.wait_for_function("() => !document.querySelector('.dwlth-start').disabled")
+    picture("07-training-stopped", ".dwlth-training")
+    id_ = presets.get("digits").run_id(run)
+    if folder.record(id_).exists():  # the machine was faster than the click
+        assert "done, SA" in status()
+    else:
+        assert "Start does what is left" in status() and folder.table.read_bytes() == before
+    records = [read_record(path) for path in (folder.path / "runs").glob("*.json")]  # each complete
+    assert all(record["status"] == "ok" for record in records)
+
+
+def test_07_is_a_page_of_voila(page, place, picture):
+    options = ["notebooks/07_explorer.ipynb", "--no-browser", "--Voila.ip=127.0.0.1"]
+    with serve(place, "voila", *options) as address:
+        page.goto(address)
+        shown = Shown(page, ".dwlth-explorer")
+        first = shown.settled()
+        assert shown.pick("source", "standard") != first
+        assert shown.pick("source", "adversarial") == first
+        page.locator(".dwlth-training .dwlth-start").wait_for()
+        assert page.get_by_text("import importlib").count() == 0  # no code
+        picture("voila")
