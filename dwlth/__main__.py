@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import torch
 
-from dwlth import figures, grid, presets, tickets, verdict
+from dwlth import grid, presets, tickets, verdict
 from dwlth.errors import DwlthError, NotYet
 from dwlth.inspection import describe
 from dwlth.presets import Preset, Run
@@ -153,6 +153,8 @@ def show_verdict(args) -> int:
 
 
 def draw(args) -> int:
+    from dwlth import figures  # late: matplotlib takes a while
+
     folder = _folder(args)
     for path in figures.draw_all(folder.collect(), folder.figures, args.tolerance):
         print(path)

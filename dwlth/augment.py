@@ -62,17 +62,20 @@ class Augment:
             return images.float().div_(255)
         boxes, flips = self.draw(n, height, width, generator)
         top, left, box_height, box_width = boxes.T
-        flips = flips.view(n, 1, 1)
         if self.crop == "resized":
             rows = _bilinear(top, box_height, self.size, height)
             columns = _bilinear(left, box_width, self.size, width)
-            return _resample(images, rows, torch.where(flips, columns.flip(1), columns))
-        if self.crop == "pad":
-            padded = F.pad(images, [self.padding] * 4)
-            windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # a view: [n, C, places, places, H, W]
-            each = torch.arange(n, device=images.device)
-            images = windows[each, :, top + self.padding, left + self.padding]
-        return torch.where(flips.unsqueeze(1), images.flip(3), images).float().div_(255)
+            return _resample(images, rows, torch.where(flips.view(n, 1, 1), columns.flip(1), columns))
+        # crops are windows of the padded images or of their mirror images, all in one copy of a view of every window
+        padding = self.padding if self.crop == "pad" else 0
+        padded = F.pad(torch.cat([images, images.flip(3)]), [padding] * 4)
+        each, (channels, rows, columns) = torch.arange(n, device=images.device), padded.shape[1:]
+        left = torch.where(flips, padding - left, padding + left)
+        first = ((each + n * flips) * channels * rows + top + padding) * columns + left
+        strides = (1, rows * columns, columns, 1)
+        places = padded.numel() - sum((k - 1) * by for k, by in zip((channels, height, width), strides[1:]))
+        windows = padded.as_strided((places, channels, height, width), strides)
+        return windows.index_select(0, first).float().div_(255)
 
     def draw(self, n: int, height: int, width: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Random views of n images of one size: boxes (int64 [n, 4]: top, left, height, width; those of `pad` may
@@ -124,14 +127,17 @@ def _bilinear(start: Tensor, length: Tensor, out: int, pixels: int) -> Tensor:
     scale = (length / out).view(-1, 1, 1)
     centre = torch.arange(0.5, out, device=start.device).view(1, -1, 1) * scale
     pixel = torch.arange(0.5, pixels, device=start.device) - start.view(-1, 1, 1)
-    weights = (1 - (pixel - centre).abs() / scale.clamp(min=1)).clamp(min=0)
-    weights = weights * ((pixel > 0) & (pixel < length.view(-1, 1, 1)))
-    return weights / weights.sum(2, keepdim=True)
+    weights = (pixel - centre).abs_().div_(scale.clamp(min=1)).neg_().add_(1).clamp_(min=0)
+    weights.mul_((pixel > 0) & (pixel < length.view(-1, 1, 1)))
+    return weights.div_(weights.sum(2, keepdim=True))
 
 
 def _resample(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """Images (uint8 [n, C, H, W]) resized by weights for their rows and columns, as floats in [0, 1]. Where a program
     lets float32 products use TF32, they are right to half a grey level only."""
+    n, channels, height, width = images.shape
     with torch.autocast(images.device.type, enabled=False):  # half precision would cost a whole one, and more
-        pixels = images.float().div_(255)
-        return (rows.unsqueeze(1) @ pixels @ columns.mT.unsqueeze(1)).clamp_(0, 1)
+        pixels = images.transpose(1, 2).float().div_(255)  # [n, H, C, W]: the channels share their weights
+        pixels = (rows @ pixels.flatten(2)).view(n, -1, channels, width).transpose(1, 2)
+        pixels = pixels.flatten(1, 2) @ columns.mT
+        return pixels.view(n, channels, -1, pixels.shape[2]).clamp_(0, 1)

@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torchvision
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -272,8 +271,10 @@ def _verify(path: Path, state: State) -> tuple[str, str, int]:
 
 def _skeleton(network: str, classes: int, stem: str | None = "7x7") -> nn.Module:
     """One of torchvision's networks without the memory for its weights."""
+    from torchvision import models
+
     with torch.device("meta"):
-        net = getattr(torchvision.models, network)(num_classes=classes)
+        net = getattr(models, network)(num_classes=classes)
         if stem == "3x3":
             net.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
     return net

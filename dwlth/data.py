@@ -58,8 +58,12 @@ class Split:
         if generator is not None:
             order = torch.randperm(len(self), generator=generator, device=self.labels.device)
         for start in range(0, len(self), size):
-            index = slice(start, start + size) if order is None else order[start : start + size]
-            yield augment(self.images[index], generator), self.labels[index]
+            part = slice(start, start + size)
+            if order is None:
+                yield augment(self.images[part], generator), self.labels[part]
+            else:  # index_select copies whole images, indexing pixel by pixel
+                pick = order[part]
+                yield augment(self.images.index_select(0, pick), generator), self.labels[pick]
 
 
 @dataclass(frozen=True, eq=False)

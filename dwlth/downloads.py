@@ -9,7 +9,6 @@ from urllib.error import HTTPError
 from urllib.parse import unquote, urlsplit
 from urllib.request import Request, urlopen
 
-from torchvision.models import get_weight
 from tqdm.auto import tqdm
 
 from dwlth.errors import DwlthError
@@ -158,6 +157,8 @@ def _download(url: str, part: Path) -> None:
 
 
 def _torchvision(where: str) -> str:
+    from torchvision.models import get_weight
+
     try:
         return get_weight(where.removeprefix("torchvision:")).url
     except (ValueError, AttributeError, KeyError):

@@ -30,7 +30,7 @@ class Mask(dict[str, Tensor]):
     @property
     def kept(self) -> int:
         """Number of surviving weights."""
-        return sum(int(tensor.sum()) for tensor in self.values())
+        return sum(int(tensor.count_nonzero()) for tensor in self.values())
 
     @property
     def total(self) -> int:
@@ -80,30 +80,53 @@ def dense(net: nn.Module) -> Mask:
 
 
 def prune(mask: Mask, scores: Mapping[str, Tensor], rate: float) -> Mask:
-    """Prune the fraction `rate` of the surviving weights, those with the lowest scores over all layers together.
+    """Prune the fraction `rate` of the surviving weights, those with the lowest absolute scores over all layers
+    together.
 
-    As in `torch.nn.utils.prune.global_unstructured`, `round(rate * surviving)` weights go. Scores by name, in the
-    shapes of the mask: absolute weights give global magnitude pruning, random numbers random pruning.
+    As in `torch.nn.utils.prune.global_unstructured`, `round(rate * surviving)` weights go; where equal scores leave a
+    choice, the same ones. Scores (float) by name, in the shapes of the mask: the weights themselves give global
+    magnitude pruning, random numbers random pruning.
 
     Raises:
         DwlthError: for a rate outside [0, 1), or a score that is NaN.
     """
     if not 0 <= rate < 1:
         raise DwlthError(f"pruning rate is {rate}: give a fraction of at least 0 and below 1")
+    count = round(rate * mask.kept)
+    if count == 0:
+        return Mask(mask)
+    lowest = _absolute(mask, scores).numpy()
+    lowest.partition(count - 1)  # in place: the fastest selection on a CPU, and it takes no memory
+    threshold = lowest[count - 1].item()
+    tied = lowest[count:].min(initial=torch.inf) == threshold
+    del lowest
+    if not tied:
+        return Mask({name: _above(scores[name], threshold) & tensor for name, tensor in mask.items()})
+    # equal scores on both sides of the cut: which ones go, only torch's own call can tell
     flat_mask = torch.cat([tensor.flatten() for tensor in mask.values()])
-    flat = torch.cat([scores[name].detach().flatten().cpu() for name in mask])[flat_mask]
-    if flat.isnan().any():
-        raise DwlthError("cannot prune: some weights are NaN")
-    survivors = torch.ones_like(flat, dtype=torch.bool)
-    survivors[flat.topk(round(rate * len(flat)), largest=False).indices] = False
-    flat_mask = flat_mask.masked_scatter(flat_mask, survivors)
-    pieces = flat_mask.split([tensor.numel() for tensor in mask.values()])
+    survivors = torch.ones(mask.kept, dtype=torch.bool)
+    survivors[_absolute(mask, scores)[flat_mask].topk(count, largest=False, sorted=False).indices] = False
+    pieces = flat_mask.masked_scatter_(flat_mask, survivors).split([tensor.numel() for tensor in mask.values()])
     return Mask({name: piece.view(mask[name].shape) for name, piece in zip(mask, pieces)})
 
 
+def _above(score: Tensor, threshold: float) -> Tensor:
+    return (score.detach().float().abs() > threshold).cpu().contiguous()
+
+
+def _absolute(mask: Mask, scores: Mapping[str, Tensor]) -> Tensor:
+    """The absolute scores of all layers in one line (float32, on the CPU), infinite where the mask has pruned."""
+    flat = torch.empty(mask.total)
+    for (name, tensor), piece in zip(mask.items(), flat.split([tensor.numel() for tensor in mask.values()])):
+        piece.view(tensor.shape).copy_(scores[name].detach()).abs_().masked_fill_(~tensor, torch.inf)
+        if piece.isnan().any():
+            raise DwlthError(f"cannot prune: some weights of {name} are NaN")
+    return flat
+
+
 def magnitude(net: nn.Module) -> dict[str, Tensor]:
-    """Scores for `prune`: the absolute weights."""
-    return {name: weight.detach().abs() for name, weight in prunable(net).items()}
+    """Scores for `prune`: the weights, of which it takes the absolute values."""
+    return {name: weight.detach() for name, weight in prunable(net).items()}
 
 
 def random(net: nn.Module, seed: int) -> dict[str, Tensor]:

@@ -8,8 +8,6 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.models import resnet18, resnet50
-from torchvision.models.resnet import BasicBlock, conv1x1
 
 from dwlth.errors import DwlthError
 
@@ -125,12 +123,21 @@ class SmallResNet(nn.Module):
 
     @staticmethod
     def _stage(inplanes: int, planes: int) -> nn.Sequential:
+        from torchvision.models.resnet import BasicBlock, conv1x1
+
         downsample = nn.Sequential(conv1x1(inplanes, planes, 2), nn.BatchNorm2d(planes))
         return nn.Sequential(BasicBlock(inplanes, planes, 2, downsample))
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.relu(self.bn1(self.conv1(x)))
         return self.fc(self.layer2(self.layer1(x)).mean((2, 3)))
+
+
+def resnet(depth: int, classes: int) -> nn.Module:
+    """torchvision's ResNet, with random weights."""
+    from torchvision import models  # late: it takes longer to import than all of this package
+
+    return getattr(models, f"resnet{depth}")(num_classes=classes)
 
 
 def native32(net: nn.Module) -> nn.Module:
@@ -144,10 +151,10 @@ def native32(net: nn.Module) -> nn.Module:
 
 NETWORKS = {
     "small_resnet": SmallResNet,
-    "resnet18": lambda classes: resnet18(num_classes=classes),
-    "resnet50": lambda classes: resnet50(num_classes=classes),
-    "resnet18-3x3": lambda classes: native32(resnet18(num_classes=classes)),
-    "resnet50-3x3": lambda classes: native32(resnet50(num_classes=classes)),
+    "resnet18": lambda classes: resnet(18, classes),
+    "resnet50": lambda classes: resnet(50, classes),
+    "resnet18-3x3": lambda classes: native32(resnet(18, classes)),
+    "resnet50-3x3": lambda classes: native32(resnet(50, classes)),
 }
 """By name: a function from the number of classes to a network with random weights. `-3x3` marks the stem for 32 px."""
 

@@ -1,6 +1,7 @@
 """Results on disk: where each file lies, the record of a run, and the table made of the records."""
 
 import contextlib
+import importlib.metadata
 import json
 import platform
 import subprocess
@@ -10,7 +11,6 @@ from typing import Any
 
 import pandas as pd
 import torch
-import torchvision
 
 import dwlth
 from dwlth.errors import DwlthError, NotYet
@@ -159,7 +159,7 @@ def provenance(device: str, precision: str, together: int, seconds: float, comma
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
+        "torchvision": importlib.metadata.version("torchvision"),
         "dwlth": dwlth.__version__,
         "commit": _commit(),
         "command": command,

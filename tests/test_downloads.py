@@ -139,7 +139,7 @@ def test_a_wrong_hash_is_said_before_anything_is_fetched(server, tmp_path):
 
 def test_torchvisions_names_bring_their_address_and_hash(server, tmp_path, monkeypatch):
     good = types.SimpleNamespace(url=server.url.replace("a%20b", f"resnet50-{SHA256[:8]}"))
-    monkeypatch.setattr(downloads, "get_weight", lambda name: {"ResNet50_Weights.IMAGENET1K_V1": good}[name])
+    monkeypatch.setattr("torchvision.models.get_weight", lambda name: {"ResNet50_Weights.IMAGENET1K_V1": good}[name])
     path = fetch("torchvision:ResNet50_Weights.IMAGENET1K_V1", tmp_path)
     assert path.name == f"resnet50-{SHA256[:8]}.pth"
     good.url = server.url.replace("a%20b", "resnet50-0676ba61")

@@ -1,0 +1,37 @@
+"""The benchmark runs, and its contenders do the same work. Its times are for a quiet machine, and are not looked at."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+ROWS = ["step", "evaluation", "pruning", "ties", "tickets", "masking"]
+ROWS += ["crops", "resized", "imports", "arithmetic", "memory"]
+PEERS = {  # of which none need be installed
+    "step": ["torchattacks", "MadryLab robustness"],
+    "evaluation": ["torchattacks", "foolbox", "cleverhans", "ART"],
+}
+
+
+def test_every_row_runs_and_its_contenders_agree(tmp_path):
+    command = [sys.executable, "benchmarks/run.py", "--smoke", "--device", "cpu", "--out", str(tmp_path / "out.json")]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    report = json.loads((tmp_path / "out.json").read_text())
+    assert report["about"]["device"] and report["about"]["torch"] and report["about"]["sizes"]["batch"]
+    rows = {name: row["summary"] for name, row in report["rows"].items()}
+    assert list(rows) == ROWS
+    for name, lines in rows.items():
+        assert len(lines) > 1
+        for contender, line in lines.items():
+            if "absent" in line:
+                assert contender in PEERS.get(name, ()) or "bfloat16" in line["absent"], line
+                continue
+            for value in (line["speed"], line["seconds"], line["ratio"], *line["range"]):
+                assert math.isfinite(value) and value > 0
+    for name in ("pruning", "ties", "tickets", "masking"):
+        assert len({line["masks"] for line in rows[name].values()}) == 1
+    ra = [line["ra"] for line in rows["evaluation"].values() if "ra" in line]
+    assert len(ra) >= 2 and min(ra) > 0.1 and max(ra) - min(ra) <= 2.5 / report["about"]["sizes"]["test_images"]
