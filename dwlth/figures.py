@@ -30,6 +30,9 @@ METHODS = {
 }
 """The same of each way to find a ticket."""
 
+WIDTH = 9.0
+"""Inches of a wide figure: scaled to a page's 6.75 inches of text, its letters are 6 to 9 points high."""
+
 PANELS = CRITERIA | {"RA, standard transfer": ("standard", "ra")}
 
 
@@ -64,15 +67,15 @@ def curves(
     runs = transfers(table, downstream, fraction)
     runs = runs[runs["source"].isin(list(sources))]
     found = verdict(runs, tolerance)
-    figure = Picture(figsize=(15, 3.9), layout="constrained")
-    panels = figure.subplots(1, 4)
+    figure = Picture(figsize=(WIDTH, 6.4), layout="constrained")
+    panels = figure.subplots(2, 2).flatten()
     for panel, (title, (regime, metric)) in zip(panels, PANELS.items()):
         _transfers(panel, runs, found, regime, metric)
         panel.set_title(title)
     for panel in panels[1:]:
         panel.get_legend().remove()
     figure.suptitle(
-        f"Tickets transferred to {downstream} with {fraction:.0%} of its training data "
+        f"Tickets transferred to {downstream} with {fraction:.0%} of its training data\n"
         "(dashed: dense network, star: sparsest double-win ticket, band: one standard error)",
         fontsize="medium",
     )
@@ -117,7 +120,7 @@ def curve(
 def pretraining(table: pd.DataFrame) -> Figure:
     """SA and RA on the pre-training task after each round of IMP; the first point is the dense source."""
     runs = table[table["stage"] == "imp"]
-    figure = Picture(figsize=(9, 3.9), layout="constrained")
+    figure = Picture(figsize=(WIDTH, 3.9), layout="constrained")
     panels = figure.subplots(1, 2)
     for panel, metric in zip(panels, ("sa", "ra")):
         _lines(panel, runs, metric)
@@ -253,7 +256,7 @@ def methods(table: pd.DataFrame, downstream: str, source: str, fraction: float =
         raise NotYet(f"no round has tickets of the {source} source by {', '.join(METHODS)}")
     runs = runs[runs["seed"].isin(runs[runs["round"] > 0]["seed"])]
     sparsity = runs.groupby("round")["sparsity"].first()
-    figure = Picture(figsize=(12, 3.9), layout="constrained")
+    figure = Picture(figsize=(WIDTH, 3.3), layout="constrained")
     panels = figure.subplots(1, len(CRITERIA))
     for panel, (title, (regime, metric)) in zip(panels, CRITERIA.items()):
         values = runs[runs["regime"] == regime].groupby(["method", "round"])[metric].agg(["mean", "sem"]).mul(100)
@@ -274,7 +277,7 @@ def gain(table: pd.DataFrame, downstream: str, round_: int = 0) -> Figure:
     runs = table[(table["stage"] == "transfer") & (table["method"] == "imp") & (table["downstream"] == downstream)]
     runs = runs[runs["round"] == round_].set_index(["fraction", "seed"])
     fractions = sorted(runs.index.levels[0], reverse=True)
-    figure = Picture(figsize=(12, 3.9), layout="constrained")
+    figure = Picture(figsize=(WIDTH, 3.3), layout="constrained")
     panels = figure.subplots(1, len(CRITERIA), sharey=True)
     for panel, (title, (regime, metric)) in zip(panels, CRITERIA.items()):
         shown = runs[runs["regime"] == regime]
@@ -312,7 +315,7 @@ def histories(of: dict[str, list[dict]]) -> Figure:
     """How the training of each source went, from the `history` in its record: accuracy on the (attacked) training
     images of each epoch, and validation SA and RA where they were measured."""
     columns = {"accuracy": "Training accuracy", "val_sa": "Validation SA", "val_ra": "Validation RA"}
-    figure = Picture(figsize=(12, 3.9), layout="constrained")
+    figure = Picture(figsize=(WIDTH, 3.3), layout="constrained")
     panels = figure.subplots(1, len(columns), sharey=True)
     for panel, (column, title) in zip(panels, columns.items()):
         for source, (name, colour, marker, dashes) in SOURCES.items():

@@ -103,7 +103,7 @@ def complete(
     todo = left(preset, runs, folder, files)
     if todo:
         device, workers = this_machine(device, workers)
-        seconds = estimate(preset, todo, folder, device) / workers
+        seconds = _seconds_here(preset, todo, folder, device, workers)
         if seconds > 60 * minutes:
             raise NotYet(
                 f"{len(todo)} runs are left, about {duration(seconds)} here ({device}, {workers} at a time); "
@@ -124,9 +124,19 @@ def plan(preset: Preset, runs: list[Run], folder: Folder, device: str | None = N
     stages = [stage for stage in STAGES if any(run.stage == stage for run in runs)]
     counts = pd.DataFrame({"done": Counter(run.stage for run in set(runs) - set(todo))}, index=stages)
     counts["left"] = pd.Series(Counter(run.stage for run in todo))
-    seconds = estimate(preset, todo, folder, device) / workers
+    seconds = _seconds_here(preset, todo, folder, device, workers)
     cost = f"about {duration(seconds)} left on this machine ({device}, {workers} at a time)"
     return f"{counts.fillna(0).astype(int).to_string()}\n{cost}"
+
+
+def _seconds_here(preset: Preset, todo: list[Run], folder: Folder, device: str, workers: int) -> float:
+    """The estimate for so many processes that share the cores, timed with the threads that each of them has."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads(workers))
+    try:
+        return estimate(preset, todo, folder, device) / workers
+    finally:
+        torch.set_num_threads(before)
 
 
 def duration(seconds: float) -> str:
