@@ -51,7 +51,7 @@ class Sizes:
     """Of the training attack."""
     big: bool = False
     """Also a training step of ResNet-50 at 224 px."""
-    test_images: int = 256
+    test_images: int = 128
     test_steps: int = 20
     """Of the evaluation's attack."""
     test_epochs: int = 6

@@ -8,8 +8,8 @@
 
 Needs `pip install -e ".[bench]"`; a peer that is not installed is said to be so. Each contender is a process of its own
 that waits while the others work, so that no memory, flag or cache of one is another's. In every round each of them has
-one turn; a ratio compares times of one round, and the table gives the median of the ratios and their range. The first
-round warms up and is not counted. `contenders.py` says what each of them does.
+one turn; a ratio compares times of one round, and the table gives the median of the ratios and their range. Of four and
+more rounds, the first warms up and is not counted. `contenders.py` says what each of them does.
 """
 
 import argparse
@@ -191,8 +191,8 @@ def process(row: str, name: str, sizes: Sizes, device: str, folder: Path):
 
 
 def measure(row: str, what: Row, sizes: Sizes, device: str, seconds: float, folder: Path) -> dict:
-    """The rounds of a row: for each contender a list of outcomes, or why it is absent. At least three rounds after the
-    first, more while the seconds last; a single one where there are none to spend."""
+    """The rounds of a row: for each contender a list of outcomes, or why it is absent. At least two rounds, more
+    while the seconds last; a single one where there are none to spend. Of four and more, the first is warming up."""
     found, pipes = {}, {}
     with ExitStack() as stack:
         for name in what.contenders:
@@ -202,13 +202,13 @@ def measure(row: str, what: Row, sizes: Sizes, device: str, seconds: float, fold
             else:
                 found[name], pipes[name] = [], pipe
         began, count = time.time(), 0
-        while count < (4 if seconds else 1) or (time.time() - began) * (count + 1) / count < seconds and count < 12:
+        while count < (2 if seconds else 1) or (time.time() - began) * (count + 1) / count < seconds and count < 12:
             for name, pipe in pipes.items():
                 time.sleep(0.05)  # the threads of the one before fall asleep
                 pipe.send("go")
                 found[name].append(pipe.recv())
             count += 1
-    return {name: rounds[1:] if seconds and not isinstance(rounds, str) else rounds for name, rounds in found.items()}
+    return {name: rounds[1:] if count >= 4 and name in pipes else rounds for name, rounds in found.items()}
 
 
 def speed(outcome: dict) -> float:
