@@ -77,7 +77,7 @@ def _foreign(path: Path) -> bool:
 def environment(preset: Preset, folder: Folder) -> pd.Series:
     """What there is to run a preset with here: versions, device, results and datasets. Downloads nothing."""
     device, workers = grid.this_machine()
-    about = results.provenance(device, 0.0, "")
+    about = results.provenance(device, "", 1, 0.0, "")
     found = {key: about[key] for key in ("python", "torch", "torchvision", "dwlth")}
     found["device"] = f"{about['device']} ({device}, {workers} runs at a time)"
     rows = len(results.read_table(folder.table)) if folder.table.exists() else 0

@@ -129,6 +129,14 @@ def test_what_the_notebooks_say_of_the_digits_is_so():
     lost = {source: adversarial["ra"][source, 0] - adversarial["ra"][source, 14] for source in figures.SOURCES}
     assert lost["standard"] == pytest.approx(12, abs=0.5) and lost["adversarial"] < 3.5
 
+    ways = table[(table["stage"] == "transfer") & (table["regime"] == "adversarial") & (table["fraction"] == 1)]
+    ways = 100 * ways.groupby(["source", "method", "round"])["ra"].mean()  # 06
+    assert ways["standard", "random", 14] - ways["standard", "imp", 14] == pytest.approx(17, abs=0.5)
+    assert ways["standard", "random", 14] > ways["standard", "imp", 0]
+    for k in (6, 10, 14):
+        best = max(ways["adversarial", "oneshot", k], ways["adversarial", "random", k])
+        assert (ways["adversarial", "imp", k] > best + 1) == (k == 14)
+
     def gain(fraction, regime, metric, source, round_=0):
         values = mean.loc[fraction, regime][metric]
         return values[source, round_] - values["standard", round_]
