@@ -17,6 +17,8 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import torch
@@ -243,13 +245,16 @@ def torchattacks_attack(model: nn.Module, steps: int) -> Callable:
 
 
 def robustness_attack(model: nn.Module, steps: int) -> Callable:
-    """MadryLab's; it normalises by itself, so it gets the network behind our normalisation, and its constants."""
-    Attacker = installed("robustness.attacker").Attacker
-    constants = type("Constants", (), {"mean": model.mean.flatten(), "std": model.std.flatten()})
-    attacker = Attacker(model.net, constants)
-    attacker.normalize = lambda x: (x - model.mean) / model.std  # its own moves the constants at every call
+    """MadryLab's attacker, told that the model normalises by itself; on a CPU, its one call of cuda() does nothing."""
+    attacker = installed("robustness.attacker").Attacker(model, SimpleNamespace(mean=model.mean, std=model.std))
     settings = {"constraint": "inf", "eps": EPS, "step_size": STEP, "iterations": steps, "random_start": True}
-    return lambda x, y: attacker(x, y, True, do_tqdm=False, **settings)
+
+    def attack(x: Tensor, y: Tensor) -> Tensor:
+        stay = contextlib.nullcontext() if x.is_cuda else mock.patch.object(Tensor, "cuda", lambda self: self)
+        with stay:
+            return attacker(x, y, should_normalize=False, **settings)
+
+    return attack
 
 
 def our_step(precision: str, bn: str) -> Contender:

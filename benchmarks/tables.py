@@ -50,7 +50,7 @@ def ratio(row: dict, contender: str, versus: str | None) -> float | None:
 
 
 def goals(rows: dict, gpu: bool) -> list[str]:
-    lines = ["| goal | at least | measured | |", "|---|---|---|---|"]
+    lines = ["| what | goal | measured | |", "|---|---|---|---|"]
     for text, name, contender, versus, *wanted in GOALS:
         goal, found = wanted[gpu], ratio(rows[name], contender, versus) if name in rows else None
         if goal is not None and found is not None:
@@ -74,7 +74,7 @@ def goals(rows: dict, gpu: bool) -> list[str]:
     lines += [
         f"| {text} | at most {goal} | {found} | {'met' if met else 'missed'} |" for text, goal, found, met in at_most
     ]
-    return [line.replace("at least |", "goal |") for line in lines]
+    return lines
 
 
 def table(row: dict) -> list[str]:
@@ -84,13 +84,22 @@ def table(row: dict) -> list[str]:
         extras = [key for key in extras if key != "extra_mib"]
     form = {"extra_mib": "{:.0f} MiB", "sa": "{:.2%}", "ra": "{:.2%}", "beyond": "{:.2f} s"}
     title = {"extra_mib": "extra memory", "sa": "SA", "ra": "RA", "beyond": "beyond torch"}
-    head = ["", "s" if row["unit"] == "s" else row["unit"], "times as fast", "range", "rounds", *map(title.get, extras)]
+    head = [
+        "contender",
+        "s" if row["unit"] == "s" else row["unit"],
+        "times as fast",
+        "range",
+        "rounds",
+        *map(title.get, extras),
+    ]
     text = [f"**{row['title']}**", "", "| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for name, line in lines.items():
         if "absent" in line:
             text.append(f"| {name} | {line['absent']} |" + " |" * (len(head) - 2))
             continue
-        value = f"{line['seconds']:.4g}" if row["unit"] == "s" else f"{line['speed']:,.0f}"
+        value = (
+            f"{line['seconds']:.4g}" if row["unit"] == "s" else f"{line['speed']:,.{0 if line['speed'] >= 100 else 2}f}"
+        )
         cells = [name, value, f"{line['ratio']:.2f}", "{:.2f} to {:.2f}".format(*line["range"]), str(line["rounds"])]
         cells += [form[key].format(line[key]) if key in line else "" for key in extras]
         text.append("| " + " | ".join(cells) + " |")
