@@ -183,8 +183,12 @@ def bare(bf16: bool, attack_mode: str = "train", compiled: bool = False) -> Cont
 
 
 def training_flags(device: str):
-    """cuDNN's fastest algorithms, for bare passes and peers alike."""
-    return torch.backends.cudnn.flags(enabled=True, benchmark=True) if device != "cpu" else contextlib.nullcontext()
+    """cuDNN's fastest algorithms, without TF32 where float32 is said, for bare passes and peers alike."""
+    return (
+        torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=False)
+        if device != "cpu"
+        else contextlib.nullcontext()
+    )
 
 
 def linf_pgd(model: nn.Module, x: Tensor, y: Tensor, steps: int) -> Tensor:
