@@ -105,6 +105,11 @@ def noise(sizes: Sizes, device: str) -> Split:
     return Split(images, torch.randint(10, (n,), generator=generator)).to(device)
 
 
+def plainly(split: Split, size: int) -> list[tuple[Tensor, Tensor]]:
+    """Batches for peers, without ours having a hand in it."""
+    return list(zip((split.images.float() / 255).split(size), split.labels.split(size)))
+
+
 def digits(sizes: Sizes) -> tuple[Split, Split]:
     """Training and test images of the ten handwritten digits in the network's size, in low contrast."""
     parts = {"train": [], "test": []}
@@ -145,14 +150,16 @@ def train_for_evaluation(sizes: Sizes, device: str, folder: Path) -> None:
 
 
 def bare(bf16: bool, attack_mode: str = "train", compiled: bool = False) -> Contender:
-    """The passes of a step and nothing else: `steps` for the gradient of the images, one for that of the weights."""
+    """The passes of a step and nothing else: `steps` for the gradient of the images, one for that of the weights. In
+    float32 as anyone would do them, in bfloat16 under our conditions (`Split.batches` keeps freed memory)."""
 
     def contender(sizes: Sizes, device: str, folder: Path) -> Iterator[Round]:
         if bf16 and training.available_precision("bfloat16", device) != "bfloat16":
             raise Absent("no bfloat16 units")
         model = network(sizes, device, channels_last=bf16)
         passes = torch.compile(model) if compiled else model
-        batches = list(noise(sizes, device).batches(sizes.batch))
+        split = noise(sizes, device)
+        batches = list(split.batches(sizes.batch)) if bf16 else plainly(split, sizes.batch)
         cast = torch.autocast(torch.device(device).type, torch.bfloat16) if bf16 else contextlib.nullcontext()
         with training_flags(device):
             while True:
@@ -207,7 +214,7 @@ def their_loop(attack_of: Callable) -> Contender:
         convolutions = [(m, "weight") for m in model.modules() if isinstance(m, nn.Conv2d)]
         torch_prune.global_unstructured(convolutions, torch_prune.L1Unstructured, amount=0.2)
         optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9, weight_decay=5e-4)
-        batches = list(noise(sizes, device).batches(sizes.batch))
+        batches = plainly(noise(sizes, device), sizes.batch)
         model.train()
         with training_flags(device):
             while True:
@@ -291,17 +298,17 @@ def their_evaluation(attack_of: Callable) -> Contender:
         model.net.load_state_dict(torch.load(folder / "trained.pt", map_location=device))
         model.eval()
         attack = attack_of(model, sizes.test_steps)
-        split = digits(sizes)[1].to(device)
+        batches = plainly(digits(sizes)[1].to(device), 128)
         with training_flags(device):
             while True:
                 torch.manual_seed(0)
                 yield None
                 right = 0
-                for x, y in split.batches(128):
+                for x, y in batches:
                     adv = attack(x, y)
                     with torch.no_grad():
                         right += (model(adv).argmax(1) == y).sum().item()
-                yield lambda right=right: {"ra": right / len(split), "units": len(split)}
+                yield lambda right=right: {"ra": right / sizes.test_images, "units": sizes.test_images}
 
     return contender
 
