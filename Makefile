@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart lab notebooks test clean
+.PHONY: quickstart lab notebooks bench test clean
 
 quickstart: $(VENV)/.package  ## the whole road on handwritten digits; results in quickstart/
 	$(BIN)/python -m dwlth run digits --results quickstart
@@ -14,6 +14,10 @@ lab: $(VENV)/.notebooks  ## the notebooks, on the quickstart's results if it has
 
 notebooks: $(VENV)/.notebooks  ## run all of them headless, in place
 	$(BIN)/python notebooks/execute.py
+
+bench: $(VENV)/.test  ## ours and other libraries, in about 10 minutes
+	$(BIN)/python -m pip install --quiet --editable ".[bench]"
+	$(BIN)/python benchmarks/run.py
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest

@@ -268,6 +268,8 @@ def methods(table: pd.DataFrame, downstream: str, source: str, fraction: float =
         panel.set(title=title, xlabel="Sparsity (%)", ylabel=f"{metric.upper()} (%)")
         panel.grid(alpha=0.3)
     panels[0].legend(title="Pruning", fontsize="small")
+    data = f"{downstream} with {fraction:.0%} of its training data"
+    figure.suptitle(f"{SOURCES[source][0]} pre-training: tickets transferred to {data}", fontsize="medium")
     return figure
 
 
@@ -306,7 +308,9 @@ def gain(table: pd.DataFrame, downstream: str, round_: int = 0) -> Figure:
         panel.set_xticks(range(len(fractions)), [f"{fraction:.0%}" for fraction in fractions])
         panel.set(title=title, xlabel="Downstream training data", xlim=(-0.5, len(fractions) - 0.5))
         panel.grid(alpha=0.3)
-    panels[0].set_ylabel("Gain over standard pre-training (points)")
+    networks = "Dense networks" if round_ == 0 else f"Tickets of round {round_} ({runs['sparsity'].iloc[0]:.2%} pruned)"
+    figure.suptitle(f"{networks}, transferred to {downstream}", fontsize="medium")
+    panels[0].set_ylabel("Gain over standard\npre-training (points)")
     panels[0].legend(title="Pre-training", fontsize="small")
     return figure
 

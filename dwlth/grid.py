@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 from dwlth import data, files, models, results
 from dwlth.attacks import Attack
 from dwlth.errors import DwlthError, NotYet
-from dwlth.presets import STAGES, Given, Preset, Run, plain
+from dwlth.presets import STAGES, Given, Preset, Run
 from dwlth.results import Folder
 from dwlth.sources import pretrain
 from dwlth.tickets import imp_round
@@ -187,7 +187,7 @@ def run_all(
 ) -> dict[Run, str]:
     """Do `runs` (as `left` gives them) on this machine, in so many processes that share its cores; returns their
     statuses."""
-    files.write_json(folder.path / "preset.json", plain(preset))
+    folder.write_preset(preset)
     work = partial(execute, preset, folder, device, deadline, command, workers == 1)
     with contextlib.ExitStack() as stack:
         executor = None

@@ -209,15 +209,15 @@ class Preset:
             if not equals:
                 raise DwlthError(f"--set {setting}: write it as name=value")
             preset = _set(preset, path.split("."), text, setting)
-        changed, own = preset._identity(), self._identity()
-        if changed != own:
-            digest = hashlib.sha256(changed.encode()).hexdigest()[:6]
+        if preset.identity() != self.identity():
+            digest = hashlib.sha256(json.dumps(preset.identity()).encode()).hexdigest()[:6]
             preset = replace(preset, name=f"{self.name}-{digest}")
         return preset
 
-    def _identity(self) -> str:
+    def identity(self) -> dict[str, Any]:
+        """Every number but those that only say how much is run, as plain JSON values."""
         extent = ("name", "downstream", "rounds", "fractions", "methods", "seeds", "keep_networks", "together")
-        return json.dumps({key: value for key, value in plain(self).items() if key not in extent})
+        return {key: value for key, value in plain(self).items() if key not in extent}
 
 
 def plain(value: Any) -> Any:

@@ -14,8 +14,8 @@ import torch
 
 import dwlth
 from dwlth.errors import DwlthError, NotYet
-from dwlth.files import set_aside, write
-from dwlth.presets import Run
+from dwlth.files import set_aside, write, write_json
+from dwlth.presets import Preset, Run, plain
 
 KEY = ["stage", "source", "method", "downstream", "regime", "fraction", "round", "seed"]
 """Columns that tell the rows of a preset's table apart, and their order."""
@@ -56,6 +56,14 @@ class Folder:
 
     def checkpoint(self, id_: str) -> Path:
         return self.path / "checkpoints" / f"{id_}.pt"
+
+    def write_preset(self, preset: Preset) -> None:
+        """Write `preset.json`, unless it is there with the same numbers: a part of the grid is no other preset."""
+        path = self.path / "preset.json"
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            if json.loads(path.read_text()).items() >= preset.identity().items():
+                return
+        write_json(path, plain(preset))
 
     def records(self) -> list[dict[str, Any]]:
         """All readable records, oldest first; one that is no record is named in a warning and set aside."""

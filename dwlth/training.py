@@ -184,20 +184,20 @@ def evaluate(
     """
     mode = model.training
     folded = _folded(model.eval())
-    device = split.labels.device
-    generator = torch.Generator(device).manual_seed(stream(seed, "evaluate"))
-    counts = torch.zeros(2, device=device)
+    device, ra = split.labels.device, None
     with torch.no_grad(), _precision(precision, device):
-        for x, y in split.batches(batch_size, augment=augment):
-            right = folded(x).argmax(1) == y
-            counts[0] += right.sum()
-            if attack.steps:
-                x, y = (x, y) if exact else (x[right], y[right])
-                if len(x):
-                    counts[1] += (folded(attack(folded, x, y, generator)).argmax(1) == y).sum()
+        batches = split.batches(batch_size, augment=augment)
+        right = torch.cat([folded(x).argmax(1) == y for x, y in batches])
+        sa = (right.sum() / len(right)).item()
+        if attack.steps:
+            attacked = split if exact else split.take(right.nonzero().flatten().tolist())  # again in full batches
+            generator = torch.Generator(device).manual_seed(stream(seed, "evaluate"))
+            robust = torch.zeros((), device=device)
+            for x, y in attacked.batches(batch_size, augment=augment):
+                robust += (folded(attack(folded, x, y, generator)).argmax(1) == y).sum()
+            ra = (robust / len(split)).item()
     model.train(mode)
-    sa, ra = (counts / len(split)).tolist()
-    return sa, ra if attack.steps else None
+    return sa, ra
 
 
 def _folded(model: nn.Module) -> nn.Module:
