@@ -270,9 +270,8 @@ def about(device: str, sizes: Sizes) -> dict:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             versions[package] = None
-    command = " ".join(
-        ["python benchmarks/run.py", *(Path(word).name for word in sys.argv[1:])]
-    )  # no path of a machine
+    words = [Path(word).name for word in sys.argv[1:]]  # no path of a machine
+    command = " ".join(["python benchmarks/run.py", *words])
     where = results.provenance(device=device, precision="", together=1, seconds=0.0, command=command)
     for of_runs in ("precision", "together", "seconds"):
         del where[of_runs]
