@@ -222,8 +222,11 @@ def execute(
     """Do the runs of a unit and write their records; returns the status of each: `ok`, `failed` (training broke down;
     the record says how) or `stopped` (at the deadline, or by `on_epoch`; the next call goes on from there)."""
     ids = [preset.run_id(run) for run in unit]
-    checkpoint = folder.checkpoint(ids[0] if len(ids) == 1 else hashlib.sha256("".join(ids).encode()).hexdigest()[:12])
+    company = hashlib.sha256("".join(ids).encode()).hexdigest()[:12]
+    checkpoint = folder.checkpoint(ids[-1] if len(ids) == 1 else f"{ids[-1]}-{company}")
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    for stale in (path for id_ in ids for path in checkpoint.parent.glob(f"{id_}-*.pt") if path != checkpoint):
+        stale.unlink(missing_ok=True)  # of these runs in other company, of which some are done since
     began = time.time() - _earlier_seconds(checkpoint)
     training = {"checkpoint": checkpoint, "deadline": deadline, "on_epoch": on_epoch, "progress": progress}
     try:
@@ -394,8 +397,10 @@ def _blank(preset: Preset, device: str, task: data.Dataset, members: int) -> mod
 
 def _scaled(timed: Callable[[int], float], size: int) -> float:
     """`timed(size)`, extrapolated from as many images as take a second where that is not all: few images take longer
-    each, on a busy machine much longer."""
+    each. Those are timed twice, since a busy machine can make anything take a second."""
     few = min(size, 4)
     while (seconds := timed(few)) < 1 and few < size:
         few = min(size, 4 * few)
+    if few < size:
+        seconds = min(seconds, timed(few))
     return seconds * size / few
