@@ -196,3 +196,20 @@ def test_sound_fgsm_training_gives_no_alarm(model, task, recwarn):
 def test_only_fgsm_training_in_the_same_ball_is_watched(attack):
     recipe = Recipe(epochs=1, batch_size=32, lr=0.1, attack=attack, validation=Attack(0.1, 0.02, 5))
     assert recipe.single_step.steps == 0
+
+
+def test_bfloat16_measures_and_trains_as_float32_does(task, device, monkeypatch):
+    if training.available_precision("bfloat16", device) != "bfloat16":
+        pytest.skip("needs bfloat16 units")
+    pgd = Attack(0.1, 0.025, 5)
+    recipe = replace(STANDARD, epochs=4, attack=replace(pgd, bn="train"), precision="bfloat16")
+    model = models.build("small_resnet", task.classes, task.mean, task.std, seed=0).to(device)
+    fit(model, recipe, task.train, task.val, seed=0)
+    assert all(weight.dtype == torch.float32 for weight in model.parameters())
+    full, half = (evaluate(model, task.test, pgd, 0, precision=name) for name in ("float32", "bfloat16"))
+    assert full[0] > 0.8 and full[1] > 0.3
+    assert half == pytest.approx(full, abs=3.5 / len(task.test))  # some three images on the border
+    monkeypatch.setattr(training, "available_precision", lambda *_: "float32")  # as where the units are missing
+    assert evaluate(model, task.test, pgd, 0, precision="bfloat16") == full
+    with pytest.raises(DwlthError, match="precision is 'half', not one of float32, tf32, bfloat16"):
+        replace(STANDARD, precision="half")
