@@ -19,8 +19,8 @@ bench: $(VENV)/.test  ## ours and other libraries, in about 10 minutes
 	$(BIN)/python -m pip install --quiet --editable ".[bench]"
 	$(BIN)/python benchmarks/run.py
 
-test: $(VENV)/.test
-	$(BIN)/python -m pytest
+test: $(VENV)/.test  ## files on two processes of one thread each: small networks gain nothing from more
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 $(VENV)/.made:
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10))" || { echo "$(PYTHON) is older than Python 3.10; try make PYTHON=python3.12"; exit 1; }

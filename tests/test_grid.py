@@ -38,7 +38,7 @@ def test_complete_does_what_is_left_and_makes_lost_files_again(small, tmp_path):
         NotYet, match=r"7 runs are left, about \d.*here \(cpu, 1 at a time\).*python -m dwlth run digits"
     ):
         grid.complete(small, runs, folder, minutes=1e-4, device="cpu", workers=1)
-    table = grid.complete(small, runs, folder, files=True, device="cpu", workers=1)
+    table = grid.complete(small, runs, folder, files=True, device="cpu", workers=1, minutes=1000)
     assert len(table) == len(runs) == 7
 
     run = next(run for run in runs if run.regime == "adversarial" and run.round == 2)
@@ -101,7 +101,7 @@ def test_autoattack_of_the_dense_network_and_the_double_win_ticket(tiny_args, tm
     said = capsys.readouterr().out
     table = read_table(next(tmp_path.glob("*/table.csv")))
     rows = table[table["stage"] == "autoattack"]
-    assert rows["round"].tolist() == [0, 2] and (rows["ra"] <= rows["ra_pgd"]).all() and "36.00%" in said
+    assert rows["round"].tolist() == [0, 2] and (rows["ra"] <= rows["ra_pgd"] + 1e-6).all() and "36.00%" in said
     assert (rows["ra_pgd"] <= rows["sa"]).all() and rows["command"].str.startswith("python -m dwlth autoattack").all()
     assert main(["autoattack", *args, "--tolerance", "100"]) == 0  # nothing left
     assert "runs ok" not in capsys.readouterr().out
