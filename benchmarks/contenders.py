@@ -51,8 +51,6 @@ class Sizes:
     """Training steps of a round."""
     steps: int = 10
     """Of the training attack."""
-    big: bool = False
-    """Also a training step of ResNet-50 at 224 px."""
     test_images: int = 128
     test_steps: int = 20
     """Of the evaluation's attack."""
@@ -68,9 +66,9 @@ class Sizes:
 
 
 CPU = Sizes()
-CUDA = Sizes(batches=8, big=True, test_images=800, crops=16384, resized=4096, ceiling=8192)
-SMOKE = Sizes("small_resnet", 8, 8, 2, 2, False, 40, 3, 2, "resnet18", 64, 16, 128, threads=1)
-BIG = Sizes("resnet50", 224, 64, 4)
+CUDA = Sizes(batches=24, test_images=800, crops=16384, resized=4096, ceiling=8192)
+SMOKE = Sizes("small_resnet", 8, 8, 2, 2, 40, 3, 2, "resnet18", 64, 16, 128, threads=1)
+BIG = Sizes("resnet50", 224, 64, 12)
 
 
 class Absent(Exception):
@@ -261,7 +259,7 @@ def robustness_attack(model: nn.Module, steps: int) -> Callable:
     return attack
 
 
-def our_step(precision: str, bn: str) -> Contender:
+def our_step(precision: str, bn: str, graphs: bool = False) -> Contender:
     """`dwlth.training.fit`, as a transfer calls it."""
 
     def contender(sizes: Sizes, device: str, folder: Path) -> Iterator[Round]:
@@ -272,10 +270,11 @@ def our_step(precision: str, bn: str) -> Contender:
         attack = Attack(EPS, STEP, sizes.steps, bn=bn)
         crop = Augment("pad", flip=True)
         recipe = Recipe(2, sizes.batch, 0.01, attack=attack, augment=crop, validate_every=2, precision=precision)
+        options = {"seed": 0, "mask": mask, "graphs": graphs, "on_epoch": lambda row: True}
         while True:
             yield None
             with contextlib.suppress(training.OutOfTime):  # one epoch, without validation
-                training.fit(model, recipe, split, split, seed=0, mask=mask, on_epoch=lambda row: True)
+                training.fit(model, recipe, split, split, **options)
             yield lambda: {"units": sizes.batches}
 
     return contender
@@ -293,6 +292,8 @@ STEPS = {
     "bare passes, the same, eval-mode attack": bare(True, "eval"),
 }
 CUDA_STEPS = STEPS | {
+    "ours, bfloat16, CUDA graph": our_step("bfloat16", "train", graphs=True),
+    "ours, bfloat16, eval-mode attack, CUDA graph": our_step("bfloat16", "eval", graphs=True),
     "ours, tf32": our_step("tf32", "train"),
     "bare compiled passes, bfloat16": bare(True, compiled=True),
 }
@@ -412,6 +413,10 @@ def their_pruning(seed: int) -> Contender:
             yield lambda of=convolutions: {"masks": digest(module.weight_mask for module, _ in of)}
 
     return contender
+
+
+def prunings(seed: int) -> dict[str, Contender]:
+    return {"torch.nn.utils.prune": their_pruning(seed), "ours": our_pruning(seed)}
 
 
 def our_tickets(sizes: Sizes, device: str, folder: Path) -> Iterator[Round]:

@@ -56,14 +56,8 @@ def table(device: str) -> dict[str, Row]:
         "step": Row("One step of PGD-10 training, ResNet-18 at 32 px", steps, 0.4),
         "step224": Row("One step of PGD-10 training, ResNet-50 at 224 px", steps, 0.4, default=cuda),
         "evaluation": Row("PGD-20 evaluation", c.EVALUATIONS, 0.35, "images/s"),
-        "pruning": Row(
-            "Global magnitude pruning of ResNet-50 by 20 %",
-            {"torch.nn.utils.prune": c.their_pruning(1), "ours": c.our_pruning(1)},
-        ),
-        "ties": Row(
-            "The same where equal weights lie on both sides of the cut",
-            {"torch.nn.utils.prune": c.their_pruning(0), "ours": c.our_pruning(0)},
-        ),
+        "pruning": Row("Global magnitude pruning of ResNet-50 by 20 %", c.prunings(1)),
+        "ties": Row("The same where equal weights lie on both sides of the cut", c.prunings(0)),
         "tickets": Row(
             "Saving and loading the masks of ResNet-50",
             {"torch.save, float masks": c.their_tickets, "ours, packed": c.our_tickets},

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from dwlth.attacks import Attack
 from dwlth.errors import DwlthError
-from dwlth.figures import SOURCES, Picture
+from dwlth.figures import SOURCES, Picture, sparsity_axis
 from dwlth.masks import Mask, prunable
 from dwlth.models import Classifier
 
@@ -90,10 +90,8 @@ def draw_overlap(tickets: Mapping[str, Mapping[int, Mask]], round_: int | None =
         curve.plot(rounds, [overlap(*pair) for pair in masks], marker=marker, color=shade, label=label)
         curve.plot(rounds, [overlap_by_chance(*pair) for pair in masks], color=shade, linestyle=":", linewidth=1)
     curve.plot([], [], color="black", linestyle=":", label="the same, by chance")
-    shown = rounds if len(rounds) < 10 else rounds[::3]
-    sparsity = [f"{100 * tickets[names[0]][r].sparsity:.4g}" for r in shown]
-    curve.set_xticks(shown, sparsity, rotation=45)
-    curve.set(xlabel="Sparsity (%)", ylabel="Overlap", ylim=(0, 1.03), title="Every round")
+    sparsity_axis(curve, {r: tickets[names[0]][r].sparsity for r in rounds})
+    curve.set(ylabel="Overlap", ylim=(0, 1.03), title="Every round")
     curve.grid(alpha=0.3)
     curve.legend(fontsize="small")
     return figure

@@ -3,7 +3,7 @@
 import contextlib
 import io
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import pandas as pd
@@ -141,13 +141,14 @@ def double_wins(table: pd.DataFrame, downstream: str, tolerance: float | None = 
     figure = Picture(figsize=(8 if len(theirs) else 5.5, 3.9), layout="constrained")
     panel = figure.subplots()
     fractions = sorted(found["fraction"].unique(), reverse=True)
-    for shift, (source, (name, colour, marker, _)) in zip((-0.15, 0, 0.15), SOURCES.items()):
+    shift = dict(zip(SOURCES, (-0.15, 0, 0.15)))  # side by side
+    for source, (name, colour, marker, _) in SOURCES.items():
         shown = found[found["source"] == source]
-        places = [fractions.index(fraction) + shift for fraction in shown["fraction"]]
+        places = [fractions.index(fraction) + shift[source] for fraction in shown["fraction"]]
         panel.plot(places, shown["round"], marker, color=colour, markersize=9, mec="black", label=name)
         panel.vlines(places, 0, shown["round"], color=colour, linewidth=1.5)
     for shape, (task, rows) in zip("*p", theirs.groupby("downstream")):
-        places = [{"standard": -0.15, "fast_adversarial": 0, "adversarial": 0.15}[s] for s in rows["source"]]
+        places = [shift[source] for source in rows["source"]]
         colours = [SOURCES[source][1] for source in rows["source"]]
         label = f"the paper's on {task},\nanother scale"
         panel.scatter(places, rows["round"], 150, "none", marker=shape, edgecolors=colours, linewidths=1.6)
@@ -168,9 +169,8 @@ def double_wins(table: pd.DataFrame, downstream: str, tolerance: float | None = 
 
 def draw_all(table: pd.DataFrame, folder: Path, tolerance: float | None = None) -> list[Path]:
     """Draw every figure the table has the runs for, as PNG and PDF; returns the paths of the PNGs."""
-    transfers = table[table["stage"] == "transfer"]
     drawn = {}
-    for downstream, runs in transfers.groupby("downstream"):
+    for downstream, runs in table[table["stage"] == "transfer"].groupby("downstream"):
         place = re.sub(r"[^\w.-]", "-", downstream)  # folder:PATH makes no file name
         for fraction in sorted(runs["fraction"].unique(), reverse=True):
             drawn[f"curves-{place}-{fraction:g}"] = lambda d=downstream, f=fraction: curves(table, d, f, tolerance)
@@ -225,13 +225,19 @@ def _lines(panel: Axes, runs: pd.DataFrame, metric: str, highlight: str = "") ->
         panel.plot(of.index, of["mean"], **style, alpha=faint, zorder=zorder, label=name)
         low, high = of["mean"] - of["sem"], of["mean"] + of["sem"]
         panel.fill_between(of.index, low, high, color=colour, alpha=0.2 * faint)
-    sparsity = runs.groupby("round")["sparsity"].first()
-    shown = sparsity if len(sparsity) < 10 else sparsity.iloc[::3]
-    panel.set_xticks(shown.index, [f"{100 * value:.4g}" for value in shown], rotation=45)
-    panel.set(xlabel="Sparsity (%)", ylabel=f"{metric.upper()} (%)")
+    sparsity_axis(panel, runs.groupby("round")["sparsity"].first())
+    panel.set_ylabel(f"{metric.upper()} (%)")
     panel.grid(alpha=0.3)
     panel.legend(title="Pre-training", fontsize="small")
     return values
+
+
+def sparsity_axis(panel: Axes, sparsity: Mapping[int, float]) -> None:
+    """An x axis of IMP rounds that says their sparsity (fractions, by round), of many rounds that of every third."""
+    rounds = sorted(sparsity.keys())
+    rounds = rounds if len(rounds) < 10 else rounds[::3]
+    panel.set_xticks(rounds, [f"{100 * sparsity[r]:.4g}" for r in rounds], rotation=45)
+    panel.set_xlabel("Sparsity (%)")
 
 
 def _emphasis(source: str, highlight: str) -> tuple[float, int]:
@@ -255,7 +261,6 @@ def methods(table: pd.DataFrame, downstream: str, source: str, fraction: float =
     if not len(runs[runs["round"] > 0]):
         raise NotYet(f"no round has tickets of the {source} source by {', '.join(METHODS)}")
     runs = runs[runs["seed"].isin(runs[runs["round"] > 0]["seed"])]
-    sparsity = runs.groupby("round")["sparsity"].first()
     figure = Picture(figsize=(WIDTH, 3.3), layout="constrained")
     panels = figure.subplots(1, len(CRITERIA))
     for panel, (title, (regime, metric)) in zip(panels, CRITERIA.items()):
@@ -264,8 +269,8 @@ def methods(table: pd.DataFrame, downstream: str, source: str, fraction: float =
             of, line = values.loc[method], (0, dashes) if dashes else "-"
             error = of["sem"].fillna(0)
             panel.errorbar(of.index, of["mean"], error, color=colour, marker=marker, linestyle=line, label=name)
-        panel.set_xticks(sparsity.index, [f"{100 * value:.4g}" for value in sparsity], rotation=45)
-        panel.set(title=title, xlabel="Sparsity (%)", ylabel=f"{metric.upper()} (%)")
+        sparsity_axis(panel, runs.groupby("round")["sparsity"].first())
+        panel.set(title=title, ylabel=f"{metric.upper()} (%)")
         panel.grid(alpha=0.3)
     panels[0].legend(title="Pruning", fontsize="small")
     data = f"{downstream} with {fraction:.0%} of its training data"
@@ -276,7 +281,7 @@ def methods(table: pd.DataFrame, downstream: str, source: str, fraction: float =
 def gain(table: pd.DataFrame, downstream: str, round_: int = 0) -> Figure:
     """What robust pre-training is worth, in points over standard pre-training with the same seed, by the fraction of
     downstream data: the mean over seeds, and one standard error."""
-    runs = table[(table["stage"] == "transfer") & (table["method"] == "imp") & (table["downstream"] == downstream)]
+    runs = transfers(table, downstream)
     runs = runs[runs["round"] == round_].set_index(["fraction", "seed"])
     fractions = sorted(runs.index.levels[0], reverse=True)
     figure = Picture(figsize=(WIDTH, 3.3), layout="constrained")

@@ -1,4 +1,4 @@
-"""The grid: which runs a preset asks for, which are done, what the rest will cost, and running them."""
+"""The grid: which of the runs that a preset asks for are done, and doing the rest."""
 
 import contextlib
 import hashlib
@@ -9,36 +9,26 @@ import signal
 import threading
 import time
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cache, partial
+from functools import partial
 from multiprocessing.connection import wait as wait_for_process
 from pathlib import Path
-from statistics import median
 
 import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from dwlth import data, files, models, results
-from dwlth.attacks import Attack
+from dwlth import files, results
+from dwlth.cost import duration, estimate
 from dwlth.errors import DwlthError, NotYet
 from dwlth.presets import STAGES, Given, Preset, Run
 from dwlth.results import Folder
 from dwlth.sources import pretrain
 from dwlth.tickets import imp_round
-from dwlth.training import (
-    OutOfTime,
-    Recipe,
-    TrainingFailed,
-    available_precision,
-    evaluate,
-    fit_members,
-    read_checkpoint,
-)
+from dwlth.training import OutOfTime, TrainingFailed, available_precision, read_checkpoint
 from dwlth.transfer import transfer, under_autoattack
 
 STAGE = {"pretrain": pretrain, "imp": imp_round}
@@ -103,7 +93,7 @@ def complete(
     todo = left(preset, runs, folder, files)
     if todo:
         device, workers = this_machine(device, workers)
-        seconds = _seconds_here(preset, todo, folder, device, workers)
+        seconds = sum(estimate(preset, todo, folder, device, threads(workers)).values()) / workers
         if seconds > 60 * minutes:
             raise NotYet(
                 f"{len(todo)} runs are left, about {duration(seconds)} here ({device}, {workers} at a time); "
@@ -117,35 +107,19 @@ def complete(
 
 
 def plan(preset: Preset, runs: list[Run], folder: Folder, device: str | None = None, workers: int | None = None) -> str:
-    """How many of `runs` are done and left, by stage, and what is left costs on this machine. The published datasets
-    need not be on disk: steps are timed on blank images of their size, already decoded."""
+    """Of each stage, how many of `runs` are done and left, the time that those that are done took, and what is left
+    costs on this machine; the published datasets need not be on disk."""
     device, workers = this_machine(device, workers)
     todo = left(preset, runs, folder)
-    stages = [stage for stage in STAGES if any(run.stage == stage for run in runs)]
-    counts = pd.DataFrame({"done": Counter(run.stage for run in set(runs) - set(todo))}, index=stages)
-    counts["left"] = pd.Series(Counter(run.stage for run in todo))
-    seconds = _seconds_here(preset, todo, folder, device, workers)
-    cost = f"about {duration(seconds)} left on this machine ({device}, {workers} at a time)"
-    return f"{counts.fillna(0).astype(int).to_string()}\n{cost}"
-
-
-def _seconds_here(preset: Preset, todo: list[Run], folder: Folder, device: str, workers: int) -> float:
-    """The estimate for so many processes that share the cores, timed with the threads that each of them has."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads(workers))
-    try:
-        return estimate(preset, todo, folder, device) / workers
-    finally:
-        torch.set_num_threads(before)
-
-
-def duration(seconds: float) -> str:
-    """Seconds in words, in a unit that suits."""
-    if seconds < 90:
-        return f"{seconds:.0f} seconds"
-    if seconds < 5400:
-        return f"{seconds / 60:.1f} minutes"
-    return f"{seconds / 3600:.1f} hours" if seconds < 172_800 else f"{seconds / 86_400:.0f} days"
+    spent, to_come = folder.seconds(), estimate(preset, todo, folder, device, threads(workers))
+    lines = {}
+    for stage in (stage for stage in STAGES if any(run.stage == stage for run in runs)):
+        done = [run for run in runs if run.stage == stage and run not in to_come]
+        ahead = [seconds / workers for run, seconds in to_come.items() if run.stage == stage]
+        took = sum(spent.get(preset.run_id(run), 0.0) for run in done)
+        lines[stage] = {"done": len(done), "left": len(ahead), "took": duration(took), "to come": duration(sum(ahead))}
+    cost = f"about {duration(sum(to_come.values()) / workers)} left on this machine ({device}, {workers} at a time)"
+    return f"{pd.DataFrame.from_dict(lines, orient='index').to_string()}\n{cost}"
 
 
 def this_machine(device: str | None = None, workers: int | None = None) -> tuple[str, int]:
@@ -229,6 +203,7 @@ def execute(
         stale.unlink(missing_ok=True)  # of these runs in other company, of which some are done since
     began = time.time() - _earlier_seconds(checkpoint)
     training = {"checkpoint": checkpoint, "deadline": deadline, "on_epoch": on_epoch, "progress": progress}
+    training["graphs"] = preset.cuda_graphs
     try:
         if unit[0].stage == "transfer":
             found = transfer(preset, unit, folder, device, **training)
@@ -241,15 +216,15 @@ def execute(
     except TrainingFailed as error:
         found = [{"error": str(error)}]
     seconds = (time.time() - began) / len(unit)
-    for run, id_, result in zip(unit, ids, found):
-        status = "failed" if "error" in result else "ok"
+    ends = ["failed" if "error" in result else "ok" for result in found]
+    for run, id_, status, result in zip(unit, ids, ends, found):
         record = {"id": id_, "status": status, "config": preset.config(run), "result": result}
         recipe = preset.recipe(run)
         precision = "float32" if isinstance(recipe, Given) else available_precision(recipe.precision, device)
         record["provenance"] = results.provenance(device, precision, len(unit), seconds, command)
         files.write_json(folder.record(id_), record)
     checkpoint.unlink(missing_ok=True)
-    return ["failed" if "error" in result else "ok" for result in found]
+    return ends
 
 
 def _earlier_seconds(checkpoint: Path) -> float:
@@ -335,72 +310,3 @@ def _start_worker(threads: int) -> None:
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
     parent = multiprocessing.parent_process().sentinel
     threading.Thread(target=lambda: (wait_for_process([parent]), os._exit(1)), daemon=True).start()
-
-
-def estimate(preset: Preset, runs: list[Run], folder: Folder, device: str) -> float:
-    """Seconds that `runs` would take one after another, from a few timed steps of each kind on this machine."""
-    tasks = cache(lambda name: data.blank(name) or data.load(name, folder.data))
-    step = cache(partial(_step_seconds, preset, device))
-    test = cache(partial(_test_seconds, preset, device))
-
-    def cost(run: Run) -> float:
-        recipe = preset.recipe(run)
-        if isinstance(recipe, Given):
-            return 0.0  # a download, of which nothing is known
-        task = tasks(run.downstream or preset.upstream)
-        transfers = run.stage == "transfer"
-        members = preset.together if transfers else 1
-        seconds = (1 + transfers) * len(task.test) * test(task, preset.evaluation, recipe)
-        if run.stage == "imp" and run.round == 0:
-            return seconds
-        n_train = round(run.fraction * len(task.train))
-        batches = max(1, round(n_train / recipe.batch_size))
-        seconds += recipe.epochs * batches * step(task, recipe, members, min(n_train, recipe.batch_size))
-        validations = sum(map(recipe.validates, range(recipe.epochs)))
-        return seconds + validations * len(task.val) * test(task, recipe.validation, recipe)
-
-    return sum(map(cost, runs))
-
-
-def _step_seconds(preset: Preset, device: str, task: data.Dataset, recipe: Recipe, members: int, size: int) -> float:
-    """Time of one training step with `size` images, the median of three, as one of so many members side by side."""
-    recipe = replace(recipe, epochs=4, validate_every=4, validation=Attack())
-
-    def timed(n: int) -> float:
-        images = task.train.take(list(range(n))).to(device)
-        history = fit_members(_blank(preset, device, task, members), recipe, images, images, seed=0)[0].history
-        return median(row["seconds"] for row in history[:3]) / members
-
-    return _scaled(timed, size)
-
-
-def _test_seconds(preset: Preset, device: str, task: data.Dataset, attack: Attack, recipe: Recipe) -> float:
-    """Time of one image's evaluation, with every image attacked."""
-    model = _blank(preset, device, task, 1)
-
-    def timed(n: int) -> float:
-        images = task.test.take(list(range(n))).to(device)
-        began = time.time()
-        evaluate(model, images, attack, 0, **recipe.measuring | {"exact": True})
-        return time.time() - began
-
-    size = min(len(task.test), 512)
-    timed(2)
-    return _scaled(timed, size) / size
-
-
-def _blank(preset: Preset, device: str, task: data.Dataset, members: int) -> models.Classifier:
-    """Untrained networks of a preset, to time."""
-    model = models.build(preset.network, task.classes, task.mean, task.std, seed=0).to(device)
-    return models.Stack([model] * members) if members > 1 else model
-
-
-def _scaled(timed: Callable[[int], float], size: int) -> float:
-    """`timed(size)`, extrapolated from as many images as take a second where that is not all: few images take longer
-    each. Those are timed twice, since a busy machine can make anything take a second."""
-    few = min(size, 4)
-    while (seconds := timed(few)) < 1 and few < size:
-        few = min(size, 4 * few)
-    if few < size:
-        seconds = min(seconds, timed(few))
-    return seconds * size / few

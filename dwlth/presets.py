@@ -113,6 +113,8 @@ class Preset:
     seeds: int = 1
     keep_networks: bool = False
     """Keep the network that each transfer ends with."""
+    cuda_graphs: bool = False
+    """Replay training steps as CUDA graphs, on a GPU."""
     together: int = 1
     """So many transfers train side by side (`dwlth.models.Stack`): for small networks, whose time is not arithmetic."""
 
@@ -216,7 +218,17 @@ class Preset:
 
     def identity(self) -> dict[str, Any]:
         """Every number but those that only say how much is run, as plain JSON values."""
-        extent = ("name", "downstream", "rounds", "fractions", "methods", "seeds", "keep_networks", "together")
+        extent = (
+            "name",
+            "downstream",
+            "rounds",
+            "fractions",
+            "methods",
+            "seeds",
+            "keep_networks",
+            "together",
+            "cuda_graphs",
+        )
         return {key: value for key, value in plain(self).items() if key not in extent}
 
 

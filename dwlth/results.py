@@ -75,10 +75,15 @@ class Folder:
                 set_aside(path, error)
         return found
 
+    def seconds(self) -> dict[str, float]:
+        """The wall time of each finished run, by its id: of those with a record, and those in the table."""
+        table = read_table(self.table) if self.table.exists() else pd.DataFrame({"id": [], "seconds": []})
+        ended = {rec["id"]: rec["provenance"]["seconds"] for rec in self.records() if rec["status"] == "ok"}
+        return ended | dict(zip(table["id"], table["seconds"]))
+
     def done(self) -> set[str]:
-        """The ids of the runs that are finished: those with a record, and those in the table."""
-        ids = {record["id"] for record in self.records() if record["status"] == "ok"}
-        return ids | set(read_table(self.table)["id"]) if self.table.exists() else ids
+        """The ids of the runs that are finished."""
+        return set(self.seconds())
 
     def collect(self) -> pd.DataFrame:
         """Add the finished records to `table.csv` and return it. A row stays as it is when its run is done once more; a
@@ -135,7 +140,7 @@ def read_table(path: Path) -> pd.DataFrame:
         table = pd.read_csv(path)
     except (ValueError, UnicodeDecodeError) as error:
         raise DwlthError(f"{path}: not a table of results: {error}") from None
-    missing = [column for column in ["id", *KEY, "sparsity", "sa", "ra"] if column not in table]
+    missing = [column for column in ["id", *KEY, "sparsity", "sa", "ra", "seconds"] if column not in table]
     if missing:
         raise DwlthError(f"{path}: not a table of results: no column {missing[0]!r}")
     text = ["downstream", "regime"]

@@ -1,6 +1,7 @@
 """Pre-training sources: the dense networks that tickets are cut from, trained here or brought along."""
 
 import warnings
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -85,7 +86,16 @@ def check_head(model: Classifier, task: data.Dataset) -> None:
 
 def load(preset: Preset, run: Run, folder: Folder, device: str) -> Classifier:
     """The pre-trained network that `run` starts from, with its head and its normalisation."""
-    weights, about = read_tensors(folder.source(run), "source")
+    return read(folder.source(run), "source", device)
+
+
+def read(path: Path, kind: str, device: str) -> Classifier:
+    """The network in a file of ours (`source`, or `network`: a transferred one), which says how it is built.
+
+    Raises:
+        DwlthError: if there is no such file.
+    """
+    weights, about = read_tensors(path, kind)
     model = models.build(about["network"], about["classes"], about["mean"], about["std"], seed=0)
     model.net.load_state_dict(weights)
     return model.to(device)

@@ -8,7 +8,7 @@ import torch
 
 from dwlth import data, models, sources, tickets
 from dwlth.attacks import autoattack
-from dwlth.files import read_tensors, write_tensors
+from dwlth.files import write_tensors
 from dwlth.masks import Mask
 from dwlth.models import Classifier
 from dwlth.presets import Preset, Run
@@ -86,10 +86,7 @@ def load(preset: Preset, run: Run, folder: Folder, device: str) -> Classifier:
     Raises:
         DwlthError: where it was not kept.
     """
-    weights, about = read_tensors(folder.network(preset.run_id(run)), "network")
-    model = models.build(about["network"], about["classes"], about["mean"], about["std"], seed=0)
-    model.net.load_state_dict(weights)
-    return model.to(device).eval()
+    return sources.read(folder.network(preset.run_id(run)), "network", device).eval()
 
 
 def under_autoattack(preset: Preset, run: Run, folder: Folder, device: str) -> dict[str, Any]:
@@ -101,10 +98,8 @@ def under_autoattack(preset: Preset, run: Run, folder: Folder, device: str) -> d
     """
     task = data.load(run.downstream, folder.data).to(device)
     transferred = replace(run, stage="transfer")
-    model, mask = (
-        load(preset, transferred, folder, device),
-        tickets.find(preset, run, folder, sources.load(preset, run, folder, device)),
-    )
+    model = load(preset, transferred, folder, device)
+    mask = tickets.find(preset, run, folder, sources.load(preset, run, folder, device))
     test = task.test.take(list(range(min(preset.autoattack_images, len(task.test)))))
     recipe, seed, attack = preset.recipe(run), stream(run.seed, "autoattack"), preset.evaluation
     sa, ra_pgd = evaluate(model, test, attack, seed, **recipe.measuring)

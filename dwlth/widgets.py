@@ -16,7 +16,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
-from dwlth import analysis, figures, grid, masks, models, sources, tickets
+from dwlth import analysis, cost, figures, grid, masks, models, sources, tickets
 from dwlth.errors import DwlthError, NotYet
 from dwlth.presets import Preset, Run
 from dwlth.results import Folder, read_record, read_table
@@ -315,10 +315,10 @@ def _train(preset, folder, run: Run, device, minutes: float, stopping: threading
     tell(f"{run}: looking what is left to do ...")
     todo = grid.left(preset, [run], folder)
     device, _ = grid.this_machine(device)
-    seconds = grid.estimate(preset, todo, folder, device)
+    seconds = sum(cost.estimate(preset, todo, folder, device).values())
     if seconds > 60 * minutes:
         raise NotYet(
-            f"{run}: about {grid.duration(seconds)} on this machine ({device}), and more than {minutes:g} minutes are "
+            f"{run}: about {cost.duration(seconds)} on this machine ({device}), and more than {minutes:g} minutes are "
             f"not begun here; `python -m dwlth run {preset.name}` can be stopped and resumed"
         )
 

@@ -65,6 +65,8 @@ def test_complete_does_what_is_left_and_makes_lost_files_again(small, tmp_path):
 def test_a_plan_needs_no_data(tmp_path):
     cifar = presets.get("cifar")
     cifar = replace(cifar, pretrain={"standard": cifar.pretrain["standard"]}, rounds=(0,), fractions=(0.01,), seeds=1)
+    few = ["pretrain.validation.steps=1", "transfer.validation.steps=1"]  # of the time that steps take
+    cifar = cifar.override([*few, "transfer.adversarial.attack.steps=1", "evaluation.steps=1"])
     said = grid.plan(cifar, cifar.grid(), Folder(tmp_path, "cifar", tmp_path / "nothing"), "cpu", 1)
     assert "pretrain     0     1" in said and "left on this machine (cpu, 1 at a time)" in said
     assert not (tmp_path / "nothing").exists()

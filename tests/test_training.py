@@ -213,3 +213,32 @@ def test_bfloat16_measures_and_trains_as_float32_does(task, device, monkeypatch)
     assert evaluate(model, task.test, pgd, 0, precision="bfloat16") == full
     with pytest.raises(DwlthError, match="precision is 'half', not one of float32, tf32, bfloat16"):
         replace(STANDARD, precision="half")
+
+
+def test_replayed_is_the_work_on_each_batch():
+    seen, recorded = [], []
+
+    def capture(work):
+        recorded.append(len(seen))
+        return work
+
+    replayed = training.Replayed(lambda x, y: seen.append((x.clone(), y.clone())), capture, warm_up=2)
+    sizes = (4, 4, 4, 4, 3, 4)
+    batches = [(torch.full((n, 2), i), torch.arange(n) + i) for i, n in enumerate(sizes)]
+    for batch in batches:
+        replayed(*batch)
+    assert recorded == [2]  # after the warm-up, once
+    assert all(torch.equal(a, b) for batch, was in zip(batches, seen) for a, b in zip(batch, was))
+    assert len(seen) == len(batches)
+
+
+def test_training_by_replays_is_the_same_training(model, task):
+    """On a CPU the recorded step is run again in Python: it depends on nothing that a CUDA graph would not see."""
+    recipe = replace(ADVERSARIAL, lr=0.05, schedule="cosine")
+    mask = masks.prune(masks.dense(model.net), masks.magnitude(model.net), 0.5)
+    start, ends = state(model), []
+    for graphs in (False, True):
+        model.load_state_dict(start)
+        history = fit(model, recipe, task.train, task.val, seed=0, mask=mask, graphs=graphs).history
+        ends.append((state(model), science(history)))
+    assert ends[0][1] == ends[1][1] and same(ends[0][0], ends[1][0])

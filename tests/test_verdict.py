@@ -1,5 +1,6 @@
 import pandas as pd
 import pytest
+from scipy import stats
 
 from dwlth.errors import DwlthError, NotYet
 from dwlth.verdict import report, verdict
@@ -91,6 +92,18 @@ def test_rounds_without_all_three_are_not_judged():
 def test_refuses_a_negative_tolerance():
     with pytest.raises(DwlthError, match="tolerance is -1"):
         verdict(table(*[falls_after(9)] * 3), tolerance=-1)
+
+
+def test_the_gain_over_the_dense_network_and_its_confidence_interval():
+    noisy = lambda k, seed: 80.0 + 10 * seed + (k > 0) * [0.0, 0.1, 0.5][seed]  # paired, so that 10 * seed is no noise
+    found = verdict(table(noisy, falls_after(19), falls_after(19), seeds=3)).iloc[0]
+    interval = stats.ttest_1samp([0.0, 0.1, 0.5], 0).confidence_interval(0.95)
+    assert found["round"] == 19 and found["SA, standard transfer"] == f"+0.2 ± {(interval.high - interval.low) / 2:.1f}"
+    assert found["RA, adversarial transfer"] == "+0.0 ± 0.0"
+    single = verdict(table(noisy, falls_after(19), falls_after(19))).iloc[0]
+    assert single["SA, standard transfer"] == "+0.0"  # one seed: no interval
+    never = verdict(table(*[falls_after(0)] * 3, seeds=3))
+    assert never.iloc[0]["SA, standard transfer"] == "" and "±" not in report(never, "digits")
 
 
 def test_the_report_has_the_paper_s_numbers_apart():
