@@ -1,6 +1,7 @@
 """Adversarial attacks: PGD-k, FGSM with random start, and none, as settings of one `Attack`; and AutoAttack."""
 
 import sys
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -79,13 +80,40 @@ class Attack:
                 adv[better], success[better], loss[better] = other[better], its_success[better], its_loss[better]
         return adv
 
-    def _climb(self, model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator | None, members: int) -> Tensor:
-        """One attack from one start."""
-        along = _unit if self.norm == "l2" else torch.sign
-        project = partial(_project_l2, x=x, eps=self.eps)
-        if self.norm == "linf":
-            project = partial(torch.clamp, min=(x - self.eps).clamp_(min=0), max=(x + self.eps).clamp_(max=1))
-        adv = x
+    def survivors(self, model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator | None = None) -> int:
+        """How many images (arguments as for a call) the model gets right at the start and after every step: what is
+        broken once counts as broken, and needs no more steps. So where half of a batch is, only the other half goes on:
+        in few sizes, since hardware libraries prepare themselves for each new one.
+        """
+        unbroken = torch.ones_like(y, dtype=torch.bool)
+        with torch.enable_grad(), _batch_norm(model, self.bn):
+            for _ in range(self.restarts):
+                project, adv = self._start(x, generator, 1)
+                for _ in range(self.steps):
+                    adv = adv.detach().requires_grad_()
+                    logits = model(adv)
+                    unbroken &= (logits.argmax(1) == y) != self.targeted
+                    left = int(unbroken.sum())
+                    if left == 0:
+                        return 0
+                    adv = self._step(logits, adv, y, project)
+                    if 2 * left <= len(y):
+                        half = unbroken.int().argsort(descending=True, stable=True)[: len(y) // 2]
+                        x, y, adv, unbroken = x[half], y[half], adv[half], unbroken[half]
+                        project = self._projection(x)
+                with torch.no_grad():
+                    unbroken &= (model(adv).argmax(1) == y) != self.targeted
+        return int(unbroken.sum())
+
+    def _projection(self, x: Tensor) -> Callable[[Tensor], Tensor]:
+        """Onto the ball around `x`, and [0, 1]."""
+        if self.norm == "l2":
+            return partial(_project_l2, x=x, eps=self.eps)
+        return partial(torch.clamp, min=(x - self.eps).clamp_(min=0), max=(x + self.eps).clamp_(max=1))
+
+    def _start(self, x: Tensor, generator: torch.Generator | None, members: int) -> tuple[Callable, Tensor]:
+        """The projection of an attack, and where it starts."""
+        project, adv = self._projection(x), x
         if self.random_start:
             draw = torch.empty_like(x[::members])
             if self.norm == "l2":
@@ -95,14 +123,23 @@ class Attack:
             else:
                 draw.uniform_(-self.eps, self.eps, generator=generator)
             adv = project(x + (draw.repeat_interleave(members, 0) if members > 1 else draw))
+        return project, adv
+
+    def _climb(self, model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator | None, members: int) -> Tensor:
+        """One attack from one start."""
+        project, adv = self._start(x, generator, members)
         for _ in range(self.steps):
             adv = adv.detach().requires_grad_()
-            # the sum: with the mean, gradients would be smaller in larger batches, in no direction another
-            loss = F.cross_entropy(model(adv), y, reduction="sum")
-            # autograd.grad with one input computes no weight gradients, and leaves every .grad alone
-            (gradient,) = torch.autograd.grad(-loss if self.targeted else loss, adv)
-            adv = project(torch.add(adv.detach(), along(gradient), alpha=self.step_size))
+            adv = self._step(model(adv), adv, y, project)
         return adv
+
+    def _step(self, logits: Tensor, adv: Tensor, y: Tensor, project: Callable[[Tensor], Tensor]) -> Tensor:
+        # the sum: with the mean, gradients would be smaller in larger batches, in no direction another
+        loss = F.cross_entropy(logits, y, reduction="sum")
+        # autograd.grad with one input computes no weight gradients, and leaves every .grad alone
+        (gradient,) = torch.autograd.grad(-loss if self.targeted else loss, adv)
+        along = _unit(gradient) if self.norm == "l2" else gradient.sign()
+        return project(torch.add(adv.detach(), along, alpha=self.step_size))
 
     @torch.no_grad()
     def _strength(self, model: nn.Module, adv: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

@@ -174,13 +174,13 @@ def evaluate(
     exact: bool = False,
 ) -> tuple[float, float | None]:
     """SA and RA of `model` on `split`, each a fraction in [0, 1] of the images: SA of those classified right as they
-    are, RA of those classified right both as they are and under `attack` (None where it has no steps), so an image that
-    is misclassified already is not attacked. The model is in eval mode meanwhile, and its mode is put back; the seed
-    draws the attack's random starts.
+    are, RA of those classified right as they are, at the start of `attack` and after each of its steps (None where it
+    has none), so that an image once misclassified is attacked no further. The model is in eval mode meanwhile, and its
+    mode is put back; the seed draws the attack's random starts.
 
     Args:
-        exact: attack every image, and let RA be the fraction classified right under attack, as in the reference code:
-            that also counts images which the attack turns from wrong to right.
+        exact: attack every image to the end, and let RA be the fraction classified right there, as in the reference
+            code: that also counts images which the attack, or its last steps, turn from wrong to right.
         precision: see `Recipe.precision`.
     """
     mode = model.training
@@ -193,10 +193,13 @@ def evaluate(
         if attack.steps:
             attacked = split if exact else split.take(right.nonzero().flatten().tolist())  # again in full batches
             generator = torch.Generator(device).manual_seed(stream(seed, "evaluate"))
-            robust = torch.zeros((), device=device)
+            robust = 0
             for x, y in attacked.batches(batch_size, augment=augment):
-                robust += (folded(attack(folded, x, y, generator)).argmax(1) == y).sum()
-            ra = (robust / len(split)).item()
+                if exact:
+                    robust += (folded(attack(folded, x, y, generator)).argmax(1) == y).sum()
+                else:
+                    robust += attack.survivors(folded, x, y, generator)
+            ra = float(robust) / len(split)
     model.train(mode)
     return sa, ra
 

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from dwlth.attacks import Attack, autoattack
 from dwlth.errors import DwlthError
+from dwlth.training import Recipe, fit
 
 PGD = Attack(eps=0.2, step_size=0.05, steps=5)
 FGSM_RS = Attack(eps=0.2, step_size=0.25, steps=1)
@@ -125,6 +126,36 @@ def test_restarts_keep_the_strongest_of_each_image(case, targeted):
         best = max(strength(run[i], y[i]) for run in runs)
         assert strength(found[i], y[i]) == pytest.approx(best, abs=1e-6)
         assert any(torch.equal(found[i], run[i]) for run in runs)
+
+
+@pytest.mark.parametrize("attack", [PGD, L2, replace(PGD, targeted=True)], ids=["linf", "l2", "targeted"])
+def test_survivors_are_right_at_the_start_and_after_every_step(model, task, attack):
+    fit(model, Recipe(2, 32, 0.1), task.train, task.val, seed=0)
+    model.eval()
+    attack = replace(attack, eps=attack.eps / 2, step_size=attack.step_size / 4, steps=8)
+    x, y = next(task.test.batches(200))
+    y = (y + 1) % 5 if attack.targeted else y
+    draw = lambda: torch.Generator(x.device).manual_seed(0)
+    iterates = [replace(attack, steps=1, step_size=0.0)(model, x, y, draw())]
+    iterates += [replace(attack, steps=k)(model, x, y, draw()) for k in range(1, 9)]
+    unbroken = torch.stack([(model(adv).argmax(1) == y) != attack.targeted for adv in iterates]).all(0)
+    sizes = []
+    hook = model.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    survivors = attack.survivors(model, x, y, draw())
+    hook.remove()
+    assert abs(survivors - int(unbroken.sum())) <= 1  # rounding may turn a borderline image in a smaller batch
+    assert set(sizes) <= {200, 100, 50, 25, 12, 6, 3, 1} and len(sizes) <= 9
+    if not attack.targeted:
+        assert 0 < survivors < 100 and sizes[-1] < 200  # what was broken was left alone
+
+
+def test_survivors_of_restarts_withstand_all_of_them():
+    model, x, y = Fork(), torch.full((4096, 1, 1, 1), 0.5), torch.zeros(4096, dtype=torch.int64)
+    attack = Attack(eps=0.5, step_size=0.0, steps=1, restarts=3)  # each start breaks half of them
+    assert attack.survivors(model, x, y, torch.Generator().manual_seed(0)) == pytest.approx(4096 / 8, abs=90)
+    always = torch.full((8, 1, 1, 1), 0.9)
+    assert replace(attack, eps=0.1).survivors(model, always, y[:8]) == 0
+    assert replace(attack, eps=0.1).survivors(model, 1 - always, y[:8]) == 8
 
 
 @pytest.mark.parametrize("attack", [PGD, L2], ids=["linf", "l2"])
