@@ -33,7 +33,7 @@ from dwlth import data, masks, models, tickets, training
 from dwlth.attacks import Attack
 from dwlth.augment import Augment
 from dwlth.data import Split
-from dwlth.training import Recipe
+from dwlth.recipe import Recipe
 
 EPS, STEP = 8 / 255, 2 / 255  # the paper's, in pixels of [0, 1]
 CONTRAST = 0.2

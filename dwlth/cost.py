@@ -10,8 +10,9 @@ from dwlth import data, models
 from dwlth.attacks import Attack
 from dwlth.augment import Augment
 from dwlth.presets import Given, Preset, Run
+from dwlth.recipe import Recipe
 from dwlth.results import Folder
-from dwlth.training import Recipe, evaluate, fit_members
+from dwlth.training import evaluate, fit_members
 
 
 def estimate(preset: Preset, runs: list[Run], folder: Folder, device: str, threads: int = 0) -> dict[Run, float]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from dwlth.attacks import Attack
 from dwlth.augment import Augment
 from dwlth.errors import DwlthError
-from dwlth.training import Recipe
+from dwlth.recipe import Recipe
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -131,15 +131,20 @@ def readable(found: pd.DataFrame) -> pd.DataFrame:
     )
 
 
+def gains(found: pd.DataFrame) -> pd.DataFrame:
+    """What each sparsest double-win ticket of the verdict gains over its dense network, a row each as in `found`."""
+    return pd.concat([readable(found)[["data", "source", "sparsest double-win"]], found[list(CRITERIA)]], axis=1)
+
+
 def report(found: pd.DataFrame, preset: str) -> str:
     """The verdict as text, beside the paper's numbers."""
     table = readable(found)
     lines = [f"Sparsest double-win tickets, preset {preset} (each within its tolerance of the dense network)"]
-    gains = pd.concat([table[["data", "source", "sparsest double-win"]], found[list(CRITERIA)]], axis=1)
+    over_dense = gains(found)
     for task, group in table.groupby(found["downstream"], sort=False):
         lines += ["", f"to {task}", group.to_string(index=False, justify="left")]
         lines += ["", "these tickets over the dense network, in points (and 95 % confidence interval over the seeds)"]
-        lines += [gains.loc[group.index].to_string(index=False, justify="left")]
+        lines += [over_dense.loc[group.index].to_string(index=False, justify="left")]
     if PAPER.exists():
         paper = pd.read_csv(PAPER)
         paper["sparsity"] = paper["sparsity"].map("{:.2%}".format) + paper["round"].map(" (round {})".format)

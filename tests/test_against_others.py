@@ -11,7 +11,8 @@ from torchvision.models import resnet50
 
 from dwlth import data, masks, models, training
 from dwlth.attacks import Attack, autoattack
-from dwlth.training import Recipe, evaluate, fit
+from dwlth.recipe import Recipe
+from dwlth.training import evaluate, fit
 
 LINF = Attack(eps=0.2, step_size=0.03, steps=7)
 L2 = Attack(eps=1.0, step_size=0.2, steps=7, norm="l2")

@@ -9,7 +9,8 @@ from torch.nn import functional as F
 
 from dwlth.attacks import Attack, autoattack
 from dwlth.errors import DwlthError
-from dwlth.training import Recipe, fit
+from dwlth.recipe import Recipe
+from dwlth.training import fit
 
 PGD = Attack(eps=0.2, step_size=0.05, steps=5)
 FGSM_RS = Attack(eps=0.2, step_size=0.25, steps=1)

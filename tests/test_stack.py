@@ -8,7 +8,8 @@ import torch
 from dwlth import masks, models
 from dwlth.attacks import Attack
 from dwlth.masks import Mask
-from dwlth.training import Recipe, evaluate, fit, fit_members
+from dwlth.recipe import Recipe
+from dwlth.training import evaluate, fit, fit_members
 
 PGD = Attack(0.2, 0.05, 3, bn="train")
 RECIPE = Recipe(2, 32, 0.05, attack=PGD, validation=replace(PGD, bn="eval"))

@@ -8,7 +8,8 @@ import torch
 from dwlth import masks, models, training
 from dwlth.attacks import Attack
 from dwlth.errors import DwlthError
-from dwlth.training import OutOfTime, Recipe, TrainingFailed, catastrophic_overfitting, evaluate, fit
+from dwlth.recipe import Recipe
+from dwlth.training import OutOfTime, TrainingFailed, catastrophic_overfitting, evaluate, fit
 
 STANDARD = Recipe(epochs=3, batch_size=32, lr=0.1, schedule="cosine")
 ADVERSARIAL = Recipe(

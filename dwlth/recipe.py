@@ -1,0 +1,82 @@
+"""How a network is trained: the settings of one training."""
+
+import math
+from dataclasses import dataclass, replace
+
+from dwlth.attacks import Attack
+from dwlth.augment import Augment
+from dwlth.errors import DwlthError
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train: SGD with momentum, a learning rate per epoch, and the attack that makes the training images.
+
+    With `attack.steps == 0` training is standard; otherwise adversarial, on the attacked images alone.
+    """
+
+    epochs: int
+    batch_size: int
+    lr: float
+    schedule: str = "constant"
+    """`constant`; `step`: a tenth after each milestone; `cosine`: down to 0 over the epochs."""
+    milestones: tuple[int, ...] = ()
+    """Epochs (counted from 0) that start with a tenth of the learning rate before them."""
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    augment: Augment = Augment()
+    """What the network sees of an image: random views in training, fixed ones in validation and test."""
+    attack: Attack = Attack()
+    validation: Attack = Attack()
+    """The attack of the validation RA; none (the default) validates SA only."""
+    validate_every: int = 1
+    """Validate after every so many epochs, and after the last one."""
+    validate_from: int = 0
+    """The first epoch (counted from 0) that may be validated; the reference code's adversarial transfer has 45."""
+    precision: str = "float32"
+    """Of convolutions and products, in training, validation and test: `float32`; `tf32`; or `bfloat16`, where weights,
+    batch norm statistics, losses and steps stay float32, and which is float32 on hardware without bfloat16 units (the
+    column `precision` of the table says what was used)."""
+    exact_ra: bool = False
+    """RA as the reference code has it; see `dwlth.training.evaluate`."""
+
+    def __post_init__(self):
+        for name in ("epochs", "batch_size", "validate_every"):
+            if getattr(self, name) < 1:
+                raise DwlthError(f"recipe: {name} is {getattr(self, name)}, not 1 or more")
+        if self.attack.targeted or self.validation.targeted:
+            raise DwlthError(
+                "recipe: a targeted attack takes targets, but training and validation give the true labels"
+            )
+        if not self.lr > 0:
+            raise DwlthError(f"recipe: lr is {self.lr}, not above 0")
+        if self.precision not in ("float32", "tf32", "bfloat16"):
+            raise DwlthError(f"recipe: precision is {self.precision!r}, not one of float32, tf32, bfloat16")
+        if self.schedule not in ("constant", "step", "cosine"):
+            raise DwlthError(f"recipe: schedule is {self.schedule!r}, not one of constant, step, cosine")
+
+    def lr_at(self, epoch: int) -> float:
+        """The learning rate of an epoch (counted from 0)."""
+        if self.schedule == "step":
+            return self.lr * 0.1 ** sum(epoch >= milestone for milestone in self.milestones)
+        if self.schedule == "cosine":
+            return self.lr * (1 + math.cos(math.pi * epoch / self.epochs)) / 2
+        return self.lr
+
+    def validates(self, epoch: int) -> bool:
+        """Whether the network is validated after this epoch (counted from 0)."""
+        due = epoch >= self.validate_from and (epoch + 1) % self.validate_every == 0
+        return due or epoch + 1 == self.epochs
+
+    @property
+    def measuring(self) -> dict:
+        """How networks trained so are measured: `evaluate(model, split, attack, seed, **recipe.measuring)`."""
+        return {"augment": self.augment, "precision": self.precision, "exact": self.exact_ra}
+
+    @property
+    def single_step(self) -> Attack:
+        """The training attack as one of validation, where it is the single step beside a validation attack of several
+        in the same ball (FGSM training); otherwise none."""
+        ball, own = (self.validation.eps, self.validation.norm), (self.attack.eps, self.attack.norm)
+        fgsm = self.attack.steps == 1 < self.validation.steps and own == ball
+        return replace(self.attack, bn="eval") if fgsm else Attack()
