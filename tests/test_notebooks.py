@@ -127,11 +127,11 @@ def test_what_the_notebooks_say_of_the_digits_is_so():
         assert standard["sa"][source].loc[:14].min() > standard["sa"][source, 0] - 2
     assert standard["ra"].max() < 20
     lost = {source: adversarial["ra"][source, 0] - adversarial["ra"][source, 14] for source in figures.SOURCES}
-    assert lost["standard"] == pytest.approx(12, abs=0.5) and lost["adversarial"] < 3.5
+    assert lost["standard"] == pytest.approx(12.6, abs=0.05) and lost["adversarial"] < 3.5
 
     ways = table[(table["stage"] == "transfer") & (table["regime"] == "adversarial") & (table["fraction"] == 1)]
     ways = 100 * ways.groupby(["source", "method", "round"])["ra"].mean()  # 06
-    assert ways["standard", "random", 14] - ways["standard", "imp", 14] == pytest.approx(17, abs=0.5)
+    assert ways["standard", "random", 14] - ways["standard", "imp", 14] == pytest.approx(18, abs=0.5)
     assert ways["standard", "random", 14] > ways["standard", "imp", 0]
     for k in (6, 10, 14):
         best = max(ways["adversarial", "oneshot", k], ways["adversarial", "random", k])
@@ -145,7 +145,7 @@ def test_what_the_notebooks_say_of_the_digits_is_so():
     for source in robust:
         assert gain(1.0, "adversarial", "ra", source) == pytest.approx(9, abs=0.5)
         assert gain(0.1, "adversarial", "ra", source) == pytest.approx(22.5, abs=1)
-        assert 7.5 <= round(gain(1.0, "adversarial", "ra", source, 6), 1) < 11.5
+        assert 8.5 <= round(gain(1.0, "adversarial", "ra", source, 6), 1) < 11.5
         assert 23.5 <= gain(0.1, "adversarial", "ra", source, 6) <= 28.5
         assert all(6.5 <= gain(0.01, "adversarial", "ra", source, k) <= 14.5 for k in (0, 6))
     assert gain(0.1, "standard", "sa", "fast_adversarial") == pytest.approx(-4, abs=0.5)
