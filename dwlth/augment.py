@@ -137,7 +137,10 @@ def _resample(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     lets float32 products use TF32, they are right to half a grey level only."""
     n, channels, height, width = images.shape
     with torch.autocast(images.device.type, enabled=False):  # half precision would cost a whole one, and more
-        pixels = images.transpose(1, 2).float().div_(255)  # [n, H, C, W]: the channels share their weights
+        # [n, H, C, W]: the channels share their weights; a millionth darker, so that rounding leads to nothing above 1,
+        # but for that of TF32: on a CPU, clamping the result would take a seventh of the time
+        pixels = images.transpose(1, 2).float().mul_((1 - 2**-20) / 255)
         pixels = (rows @ pixels.flatten(2)).view(n, -1, channels, width).transpose(1, 2)
         pixels = pixels.flatten(1, 2) @ columns.mT
-        return pixels.view(n, channels, -1, pixels.shape[2]).clamp_(0, 1)
+        pixels = pixels.view(n, channels, -1, pixels.shape[2])
+        return pixels.clamp_(0, 1) if pixels.is_cuda else pixels
