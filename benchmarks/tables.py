@@ -1,5 +1,6 @@
 """Put the tables of a run into docs/performance.md: `python benchmarks/tables.py FILE.json` (of `run.py --out`).
 
+Of several files, of one kind of device, a row is the last one's that has it; the page says which are whose.
 Only the part between the marks of its device, `<!-- cpu -->` or `<!-- cuda -->`, and the end mark is replaced.
 """
 
@@ -115,19 +116,23 @@ def table(row: dict) -> list[str]:
     return [*text, ""]
 
 
-def main(file: str) -> None:
-    report = json.loads(Path(file).read_text())
-    about, rows = report["about"], report["rows"]
-    gpu = report["kind"] == "cuda"
+def source(about: dict) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items() if version)
-    text = [
+    return (
         f"`{about['command']}`, {about['seconds'] / 60:.0f} minutes, commit {about['commit']}; {about['device']}, "
         f"{about['threads']} threads; Python {about['python']}, torch {about['torch']}, torchvision "
-        f"{about['torchvision']}, {versions}.",
-        "",
-        *goals(rows, gpu),
-        "",
-    ]
+        f"{about['torchvision']}, {versions}."
+    )
+
+
+def main(*files: str) -> None:
+    report, *later = (json.loads(Path(file).read_text()) for file in files)
+    rows, text = report["rows"], [source(report["about"])]
+    for other in later:
+        titles = ", ".join(row["title"] for row in other["rows"].values())
+        text += ["", f"And {source(other['about'])[:-1]}: {titles}."]
+        rows |= other["rows"]
+    text += ["", *goals(rows, report["kind"] == "cuda"), ""]
     for row in rows.values():
         text += table(row)
     page = PAGE.read_text()

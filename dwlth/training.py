@@ -102,17 +102,15 @@ def evaluate(
 ) -> tuple[float, float | None]:
     """SA and RA of `model` on `split`, each a fraction in [0, 1] of the images: SA of those classified right as they
     are, RA of those classified right as they are, at the start of `attack` and after each of its steps (None where it
-    has none), so that an image once misclassified is attacked no further. The model is in eval mode meanwhile, and its
-    mode is put back; the seed draws the attack's random starts.
+    has none), so that an image once misclassified is attacked no further. The model is looked at in eval mode, and left
+    as it is; the seed draws the attack's random starts.
 
     Args:
         exact: attack every image to the end, and let RA be the fraction classified right there, as in the reference
             code: that also counts images which the attack, or its last steps, turn from wrong to right.
         precision: see `Recipe.precision`.
     """
-    mode = model.training
-    folded = _folded(model.eval())
-    device, ra = split.labels.device, None
+    folded, device, ra = _folded(model), split.labels.device, None
     with torch.no_grad(), _precision(precision, device):
         batches = split.batches(batch_size, augment=augment)
         right = torch.cat([folded(x).argmax(1) == y for x, y in batches])
@@ -123,11 +121,10 @@ def evaluate(
             robust = 0
             for x, y in attacked.batches(batch_size, augment=augment):
                 if exact:
-                    robust += (folded(attack(folded, x, y, generator)).argmax(1) == y).sum()
+                    robust += int((folded(attack(folded, x, y, generator)).argmax(1) == y).sum())
                 else:
                     robust += attack.survivors(folded, x, y, generator)
-            ra = float(robust) / len(split)
-    model.train(mode)
+            ra = robust / len(split)
     return sa, ra
 
 
@@ -135,7 +132,7 @@ def _folded(model: nn.Module) -> nn.Module:
     """A copy, in eval mode, with each batch norm folded into the convolution registered before it: the same function
     for ResNets, faster. (torch.fx would find the pairs in any network, but while it traces one it patches all networks
     of the process, also those that other threads train.)"""
-    model = copy.deepcopy(model)
+    model = copy.deepcopy(model).eval()
     modules = list(model.named_modules())
     for (name, conv), (after, norm) in zip(modules, modules[1:]):
         if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
