@@ -142,8 +142,9 @@ def this_machine(device: str | None = None, workers: int | None = None) -> tuple
 
 
 def threads(workers: int) -> int:
-    """Threads of each worker: the cores are shared out."""
-    return max(1, _cores() // workers)
+    """Threads of each worker: as many as the variable OMP_NUM_THREADS says, or else its share of the cores."""
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    return max(1, int(wanted) if wanted.isdigit() else _cores() // workers)
 
 
 def _cores() -> int:

@@ -62,6 +62,13 @@ def test_complete_does_what_is_left_and_makes_lost_files_again(small, tmp_path):
     assert evaluate(model, task.test, presets.Attack(), 0)[0] == pytest.approx(row["sa"], abs=1e-6)
 
 
+def test_threads_are_a_share_of_the_cores_or_as_the_environment_says(monkeypatch):
+    monkeypatch.setattr(grid, "_cores", lambda: 8)
+    for said, threads in (("", 4), ("3", 3), ("0", 1)):
+        monkeypatch.setenv("OMP_NUM_THREADS", said)
+        assert grid.threads(2) == threads and grid.threads(100) == (1 if said != "3" else 3)
+
+
 def test_a_plan_needs_no_data(tmp_path):
     cifar = presets.get("cifar")
     cifar = replace(cifar, pretrain={"standard": cifar.pretrain["standard"]}, rounds=(0,), fractions=(0.01,), seeds=1)
