@@ -19,7 +19,7 @@ def estimate(preset: Preset, runs: list[Run], folder: Folder, device: str, threa
     """Seconds that each of `runs` would take with nothing beside it, from a few timed steps of each kind: on as many
     threads as torch has now, or as are given. Published datasets need not be on disk: steps are timed on blank images
     of their size, already decoded."""
-    tasks = cache(lambda name: data.blank(name) or data.load(name, folder.data))
+    tasks = cache(lambda name: data.blank(name) or data.load(name, folder.data, preset.order))
     step = cache(partial(_step_seconds, preset, device))
     test_image = cache(partial(_test_seconds, preset, device))
 

@@ -6,6 +6,7 @@ the images as the network sees them.
 """
 
 import ctypes
+import hashlib
 import math
 import os
 import platform
@@ -249,7 +250,7 @@ DATASETS = ("digits0-4", "digits5-9", "cifar10", "cifar100", "svhn", "imagenet")
 
 
 @cache
-def load(name: str, root: str | Path = "data") -> Dataset:
+def load(name: str, root: str | Path = "data", order: str = "given") -> Dataset:
     """The dataset of that name, on the CPU; the same object when asked again.
 
     Args:
@@ -259,7 +260,11 @@ def load(name: str, root: str | Path = "data") -> Dataset:
             rest (our choice).
         root: where CIFAR and SVHN are, or are downloaded to by torchvision, and ImageNet as imagenet/train and
             imagenet/val. There, as in the reference code, all of train/ trains, and val/ both validates and tests: do
-            not select a network by it.
+            not select a network by it. CIFAR is also read from image files, cifar10/{train,test}/CLASS/* and
+            cifar100/..., with an `order` by content.
+        order: of the images of CIFAR and SVHN before they are split: `given`: torchvision's; `content`: by a hash of
+            the pixels, so that files of any kind and order give the same splits (our choice). Other datasets have an
+            order of their own.
 
     Raises:
         DwlthError: for an unknown name, images that are absent and cannot be had, and folders or files that are not
@@ -268,7 +273,7 @@ def load(name: str, root: str | Path = "data") -> Dataset:
     if name.startswith("digits") and name in DATASETS:
         return _digits(int(name[6]), int(name[8]))
     if name in TRAIN_IMAGES:
-        return _published(name, root)
+        return _published(name, Path(root), order)
     if name == "imagenet":
         return _folder(name, Path(root, "imagenet"))
     if name.startswith("folder:"):
@@ -296,8 +301,50 @@ def _digits(first: int, last: int) -> Dataset:
     )
 
 
-def _published(name: str, root: str | Path) -> Dataset:
-    """CIFAR-10, CIFAR-100 or SVHN, in torchvision's order and with the paper's splits."""
+def _published(name: str, root: Path, order: str) -> Dataset:
+    """CIFAR-10, CIFAR-100 or SVHN, with as many training and validation images as in the paper."""
+    if name != "svhn" and (root / name / "train").is_dir():
+        if order != "content":
+            raise DwlthError(
+                f"{root / name}: image files, but the splits of this preset follow torchvision's order: "
+                f"remove the folder and put torchvision's files of {name} into {root}"
+            )
+        train, test = _image_files(name, root / name)
+    else:
+        train, test = _torchvision(name, root)
+    if order == "content":
+        train, test = _by_content(train), _by_content(test)
+    n = TRAIN_IMAGES[name]
+    train, val = (Split(train.images[part], train.labels[part]) for part in (slice(n), slice(n, None)))
+    return Dataset(name, train, val, test, int(test.labels.max()) + 1, *MEAN_STD[name])
+
+
+def _by_content(split: Split) -> Split:
+    """The images in the order of a hash of their pixels, equal ones in that of their labels."""
+    hashes = [hashlib.sha256(image.tobytes()).digest() for image in split.images.numpy()]
+    return split.take(sorted(range(len(split)), key=lambda i: (hashes[i], int(split.labels[i]))))
+
+
+def _image_files(name: str, path: Path) -> tuple[Split, Split]:
+    """The official training and test images of CIFAR from path/{train,test}/CLASS/*; sorted, the names of the classes
+    are in the order of torchvision's labels."""
+    splits = []
+    for part, size in (("train", sum(PUBLISHED[name][:2])), ("test", PUBLISHED[name][2])):
+        classes, paths, labels = tree(path / part)
+        found, right = (len(paths), len(classes)), (size, PUBLISHED[name][3])
+        if found != right:
+            raise DwlthError(
+                f"{path / part}: {found[0]} images of {found[1]} classes, but {name} has {right[0]} of {right[1]}"
+            )
+        images = decode(np.array(paths))
+        if images is None or images.shape[1:] != (3, 32, 32):
+            raise DwlthError(f"{path / part}: images of other sizes than 32x32, which {name} has")
+        splits.append(Split(images, torch.tensor(labels)))
+    return splits[0], splits[1]
+
+
+def _torchvision(name: str, root: Path) -> tuple[Split, Split]:
+    """The official training and test images in torchvision's order, downloaded by it where they are missing."""
     from torchvision import datasets
 
     kind = getattr(datasets, name.upper())
@@ -309,7 +356,7 @@ def _published(name: str, root: str | Path) -> Dataset:
         return Split(torch.from_numpy(np.ascontiguousarray(images)), torch.as_tensor(labels))
 
     try:
-        train, test = official("train"), official("test")
+        return official("train"), official("test")
     except Exception as error:  # torchvision and the network raise many kinds
         why = str(error).partition("\n")[0] or type(error).__name__
         what = "train_32x32.mat and test_32x32.mat" if svhn else f"{kind.base_folder}/"
@@ -317,9 +364,6 @@ def _published(name: str, root: str | Path) -> Dataset:
         raise DwlthError(
             f"{name}: not in {root}, or not sound, and cannot be downloaded ({why}): put {what} of {url} into {root}"
         ) from None
-    n = TRAIN_IMAGES[name]
-    train, val = (Split(train.images[part], train.labels[part]) for part in (slice(n), slice(n, None)))
-    return Dataset(name, train, val, test, int(test.labels.max()) + 1, *MEAN_STD[name])
 
 
 def _folder(name: str, path: Path) -> Dataset:

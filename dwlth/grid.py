@@ -204,7 +204,6 @@ def execute(
         stale.unlink(missing_ok=True)  # of these runs in other company, of which some are done since
     began = time.time() - _earlier_seconds(checkpoint)
     training = {"checkpoint": checkpoint, "deadline": deadline, "on_epoch": on_epoch, "progress": progress}
-    training["graphs"] = preset.cuda_graphs
     try:
         if unit[0].stage == "transfer":
             found = transfer(preset, unit, folder, device, **training)

@@ -109,28 +109,53 @@ def _grouped(module: nn.Module, groups: int) -> nn.Module:
 
 
 class SmallResNet(nn.Module):
-    """A ResNet for 8x8 images with one channel: a 3x3 stem and two of torchvision's BasicBlocks (our choice: the
-    smallest that passes 97 % on the handwritten digits and still loses accuracy at 98 % sparsity)."""
+    """A ResNet for small images: a 3x3 stem, and stages of one of torchvision's BasicBlocks each.
 
-    def __init__(self, classes: int, width: int = 8):
+    Args:
+        classes: outputs of the head.
+        stem: channels of the images, channels after the stem, and its stride.
+        stages: channels and stride of each stage.
+    """
+
+    def __init__(self, classes: int, stem: tuple[int, int, int], stages: Sequence[tuple[int, int]]):
         super().__init__()
-        self.conv1 = nn.Conv2d(1, width, 3, padding=1, bias=False)
+        channels, width, stride = stem
+        self.conv1 = nn.Conv2d(channels, width, 3, stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU(inplace=True)
-        self.layer1 = self._stage(width, 2 * width)
-        self.layer2 = self._stage(2 * width, 4 * width)
-        self.fc = nn.Linear(4 * width, classes)
+        self.stages = []
+        for number, (planes, stride) in enumerate(stages, start=1):
+            self.add_module(f"layer{number}", self._stage(width, planes, stride))
+            self.stages.append(f"layer{number}")
+            width = planes
+        self.fc = nn.Linear(width, classes)
 
     @staticmethod
-    def _stage(inplanes: int, planes: int) -> nn.Sequential:
+    def _stage(inplanes: int, planes: int, stride: int) -> nn.Sequential:
         from torchvision.models.resnet import BasicBlock, conv1x1
 
-        downsample = nn.Sequential(conv1x1(inplanes, planes, 2), nn.BatchNorm2d(planes))
-        return nn.Sequential(BasicBlock(inplanes, planes, 2, downsample))
+        downsample = None
+        if stride > 1 or inplanes != planes:
+            downsample = nn.Sequential(conv1x1(inplanes, planes, stride), nn.BatchNorm2d(planes))
+        return nn.Sequential(BasicBlock(inplanes, planes, stride, downsample))
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.relu(self.bn1(self.conv1(x)))
-        return self.fc(self.layer2(self.layer1(x)).mean((2, 3)))
+        for stage in self.stages:
+            x = self.get_submodule(stage)(x)
+        return self.fc(x.mean((2, 3)))
+
+
+def _digits_resnet(classes: int) -> nn.Module:
+    """17,992 convolution weights, for 8x8 images with one channel (our choice: the smallest that passes 97 % on the
+    handwritten digits and still loses accuracy at 98 % sparsity)."""
+    return SmallResNet(classes, (1, 8, 1), [(16, 2), (32, 2)])
+
+
+def _cifar_resnet(classes: int) -> nn.Module:
+    """306,016 convolution weights, for 32x32 images in colour (our choice: two CPU cores train it adversarially on
+    CIFAR within a night)."""
+    return SmallResNet(classes, (3, 32, 2), [(32, 1), (64, 2), (128, 2)])
 
 
 def resnet(depth: int, classes: int) -> nn.Module:
@@ -150,7 +175,8 @@ def native32(net: nn.Module) -> nn.Module:
 
 
 NETWORKS = {
-    "small_resnet": SmallResNet,
+    "small_resnet": _digits_resnet,
+    "small_resnet32": _cifar_resnet,
     "resnet18": lambda classes: resnet(18, classes),
     "resnet50": lambda classes: resnet(50, classes),
     "resnet18-3x3": lambda classes: native32(resnet(18, classes)),

@@ -2,8 +2,6 @@
 
 import ast
 import dataclasses
-import hashlib
-import json
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -11,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from dwlth.attacks import Attack
 from dwlth.augment import Augment
 from dwlth.errors import DwlthError
+from dwlth.ids import digest, later, plain
 from dwlth.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -39,6 +38,13 @@ class Run:
     downstream: str = ""
     regime: str = ""
     fraction: float = 1.0
+    source_seed: int | None = later(None)
+    """The seed of the source that it starts from; None: the run's own."""
+
+    @property
+    def from_seed(self) -> int:
+        """The seed of the source."""
+        return self.seed if self.source_seed is None else self.source_seed
 
     def needs(self) -> list["Run"]:
         """The runs whose files this one reads."""
@@ -46,9 +52,9 @@ class Run:
             return []
         if self.stage == "autoattack":
             return [replace(self, stage="transfer")]
-        source = Run("pretrain", self.source, self.seed)
+        source = Run("pretrain", self.source, self.from_seed)
         if self.method == "imp" and self.round > 0:
-            return [source, Run("imp", self.source, self.seed, self.round - 1)]
+            return [source, Run("imp", self.source, self.from_seed, self.round - 1)]
         return [source]
 
     def __str__(self) -> str:
@@ -57,7 +63,10 @@ class Run:
             words += ["to", self.downstream, self.regime, f"{self.fraction:.0%}", self.method]
         if self.stage != "pretrain":
             words += [f"round {self.round}"]
-        return " ".join([*words, f"seed {self.seed}"])
+        words += [f"seed {self.seed}"]
+        if self.from_seed != self.seed:
+            words += [f"of source {self.from_seed}"]
+        return " ".join(words)
 
 
 @dataclass(frozen=True)
@@ -101,6 +110,12 @@ class Preset:
     """Round the weights of trained sources to float16, on disk and in what starts from them: half the size to carry."""
     autoattack_images: int = 1000
     """AutoAttack, which takes long, is run on the first so many test images (our choice)."""
+    order: str = later("given")
+    """Of the images of CIFAR and SVHN: `given`: torchvision's (the paper's splits are its first 45,000 and last 5,000);
+    `content`: by a hash of the pixels, the same for every way to store them; see `dwlth.data.load`."""
+    per_source: int = later(1)
+    """So many seeds of transfers start from one source (and its tickets): seeds 0 to per_source - 1 from that of seed
+    0, and so on. The spread over the seeds of one source is that of the transfer alone."""
 
     # What follows says how much is run, and identifies no run: a grid can be widened and keeps what it has.
     downstream: tuple[str, ...] = ()
@@ -111,10 +126,11 @@ class Preset:
     """Parts of the downstream training data (paper)."""
     methods: tuple[str, ...] = ("imp",)
     seeds: int = 1
+    """Seeds of transfers, from 0."""
+    seeds_at: dict[float, int] = dataclasses.field(default_factory=dict)
+    """Seeds of the transfers with a fraction of the data, where these have their own number."""
     keep_networks: bool = False
     """Keep the network that each transfer ends with."""
-    cuda_graphs: bool = False
-    """Replay training steps as CUDA graphs, on a GPU."""
     together: int = 1
     """So many transfers train side by side (`dwlth.models.Stack`): for small networks, whose time is not arithmetic."""
 
@@ -123,9 +139,11 @@ class Preset:
             raise DwlthError(f"prune_rate is {self.prune_rate}: give a fraction above 0 and below 1")
         if self.evaluation.targeted:
             raise DwlthError("evaluation: a targeted attack takes targets, but tests give the true labels")
-        for name in ("seeds", "together"):
+        for name in ("seeds", "together", "per_source"):
             if getattr(self, name) < 1:
                 raise DwlthError(f"{name} is {getattr(self, name)}: give 1 or more")
+        if self.order not in ("given", "content"):
+            raise DwlthError(f"order is {self.order!r}, not one of given, content")
         for method in self.methods:
             if method not in METHODS:
                 raise DwlthError(f"unknown method {method!r}: choose from {', '.join(METHODS)}")
@@ -136,23 +154,28 @@ class Preset:
             if round_ < 0:
                 raise DwlthError(f"rounds holds {round_}: give 0 (the dense network) or more")
 
+    def source_of(self, seed: int) -> int | None:
+        """The seed of the source that transfers with this seed start from, as `Run.source_seed` has it."""
+        return None if seed // self.per_source == seed else seed // self.per_source
+
     def grid(self) -> list[Run]:
         """All runs, each after those it needs."""
-        seeds = range(self.seeds)
-        runs = [Run("pretrain", source, seed) for seed in seeds for source in self.pretrain]
+        seeds_of = {fraction: range(self.seeds_at.get(fraction, self.seeds)) for fraction in self.fractions}
+        source_seeds = sorted({seed // self.per_source for seeds in seeds_of.values() for seed in seeds})
+        runs = [Run("pretrain", source, seed) for seed in source_seeds for source in self.pretrain]
         runs += [
             Run("imp", source, seed, round_)
             for round_ in range(max(self.rounds))
-            for seed in seeds
+            for seed in source_seeds
             for source in self.pretrain
         ]
         runs += [
-            Run("transfer", source, seed, round_, method, downstream, regime, fraction)
+            Run("transfer", source, seed, round_, method, downstream, regime, fraction, self.source_of(seed))
             for method in self.methods
             for fraction in self.fractions
             for regime in ("adversarial", "standard")  # the long runs first
             for round_ in self.rounds
-            for seed in seeds
+            for seed in seeds_of[fraction]
             for source in self.pretrain
             for downstream in self.downstream
             if method == "imp" or round_ > 0  # the dense network is the same for every method
@@ -163,7 +186,7 @@ class Preset:
         """AutoAttack on the adversarially transferred dense network and sparsest double-win ticket of each row of a
         verdict (`dwlth.verdict.verdict`) with all the data, for each seed."""
         return [
-            Run("autoattack", row.source, seed, round_, "imp", row.downstream, "adversarial", 1.0)
+            Run("autoattack", row.source, seed, round_, "imp", row.downstream, "adversarial", 1.0, self.source_of(seed))
             for row in found[found["fraction"] == 1].itertuples()
             for round_ in sorted({0, int(row.round)})
             for seed in range(self.seeds)
@@ -177,7 +200,9 @@ class Preset:
 
     def config(self, run: Run) -> dict[str, Any]:
         """All that determines the result of a run, as plain JSON values."""
-        config = dataclasses.asdict(run) | {"network": self.network, "upstream": self.upstream}
+        config = plain(run) | {"network": self.network, "upstream": self.upstream}
+        if self.order != "given":
+            config["order"] = self.order
         config["pretrain"] = self.pretrain[run.source]
         config["half_sources"] = self.half_sources
         if run.stage == "imp" or run.round > 0:
@@ -194,8 +219,7 @@ class Preset:
 
     def run_id(self, run: Run) -> str:
         """12 hex digits: the hash of the whole configuration of the run."""
-        text = json.dumps(self.config(run), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:12]
+        return digest(self.config(run))
 
     def override(self, settings: list[str]) -> "Preset":
         """This preset with settings like `transfer.epochs=5` (every recipe of that stage), `imp.adversarial.lr=0.1`
@@ -212,8 +236,7 @@ class Preset:
                 raise DwlthError(f"--set {setting}: write it as name=value")
             preset = _set(preset, path.split("."), text, setting)
         if preset.identity() != self.identity():
-            digest = hashlib.sha256(json.dumps(preset.identity()).encode()).hexdigest()[:6]
-            preset = replace(preset, name=f"{self.name}-{digest}")
+            preset = replace(preset, name=f"{self.name}-{digest(preset.identity(), 6)}")
         return preset
 
     def identity(self) -> dict[str, Any]:
@@ -225,22 +248,11 @@ class Preset:
             "fractions",
             "methods",
             "seeds",
+            "seeds_at",
             "keep_networks",
             "together",
-            "cuda_graphs",
         )
         return {key: value for key, value in plain(self).items() if key not in extent}
-
-
-def plain(value: Any) -> Any:
-    """Dataclasses and tuples as plain dicts and lists, as JSON has them."""
-    if dataclasses.is_dataclass(value):
-        value = dataclasses.asdict(value)
-    if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    return value
 
 
 def _set(target: Any, path: list[str], text: str, setting: str) -> Any:
@@ -310,6 +322,49 @@ def _digits() -> Preset:
     )
 
 
+def _cifar_small() -> Preset:
+    eps, step = 8 / 255, 2 / 255  # paper
+    pgd20, attacks = Attack(eps, step, 20), _training_attacks(eps, step)
+    pgd3 = Attack(eps, 16 / (3 * 255), 3, bn="train")  # reference code, for IMP
+    base = Recipe(
+        12,
+        64,
+        0.2,
+        "onecycle",
+        warm_up=0.2,
+        nesterov=True,
+        decay_norms=False,
+        augment=Augment("pad", flip=True),  # reference code at 32 px
+        validation=pgd20,
+        validate_every=4,
+        precision="bfloat16",
+    )
+    rewound = replace(base, epochs=1, lr=0.05, validation=Attack(), validate_every=1)
+    return Preset(
+        name="cifar-small",
+        network="small_resnet32",
+        upstream="cifar100",
+        pretrain={
+            "standard": replace(base, epochs=16),
+            "fast_adversarial": replace(base, attack=attacks["fast_adversarial"], keep="sound", validate_every=1),
+            "adversarial": replace(base, attack=attacks["adversarial"]),
+        },
+        imp={s: replace(rewound, attack=Attack() if s == "standard" else pgd3) for s in attacks},
+        transfer={
+            "standard": replace(base, epochs=10, validate_every=5, validation=Attack()),
+            "adversarial": replace(base, epochs=10, validate_every=5, attack=attacks["adversarial"]),
+        },
+        evaluation=pgd20,
+        order="content",
+        per_source=4,
+        downstream=("cifar10",),
+        rounds=(0, 3, 6, 9, 11),
+        fractions=(0.1, 0.01, 1.0),
+        seeds=4,
+        seeds_at={1.0: 1},
+    )
+
+
 def _cifar() -> Preset:
     eps, step = 8 / 255, 2 / 255
     pgd20, attacks = Attack(eps, step, 20), _training_attacks(eps, step)
@@ -328,6 +383,7 @@ def _cifar() -> Preset:
         imp={source: replace(rewound, attack=attack) for source, attack in attacks.items()},
         transfer=transfer,
         evaluation=pgd20,
+        order="content",
         half_sources=True,
         downstream=("cifar10",),
         rounds=(0, 2, 4, 6, 8, 10, 11, 12, 14),
@@ -372,7 +428,7 @@ def _paper() -> Preset:
     )
 
 
-PRESETS = {preset.name: preset for preset in (_digits(), _cifar(), _paper())}
+PRESETS = {preset.name: preset for preset in (_digits(), _cifar_small(), _cifar(), _paper())}
 """- `digits`: a small ResNet from handwritten digits 0-4 to 5-9, minutes on 2 CPU cores. All its numbers but those
   marked are our choice, by experiment (README, "Why these numbers").
 - `cifar`: ResNet-18 with a 3x3 stem from CIFAR-100 to CIFAR-10 at 32 px, for one GPU. Attacks and augmentation are the

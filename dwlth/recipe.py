@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from dwlth.attacks import Attack
 from dwlth.augment import Augment
 from dwlth.errors import DwlthError
+from dwlth.ids import later
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,8 @@ class Recipe:
     batch_size: int
     lr: float
     schedule: str = "constant"
-    """`constant`; `step`: a tenth after each milestone; `cosine`: down to 0 over the epochs."""
+    """`constant`; `step`: a tenth after each milestone; `cosine`: down to 0 over the epochs; `onecycle`: step by step
+    straight up from 0 to `lr` over the first `warm_up` of all steps, and straight down to 0 over the rest."""
     milestones: tuple[int, ...] = ()
     """Epochs (counted from 0) that start with a tenth of the learning rate before them."""
     momentum: float = 0.9
@@ -39,6 +41,15 @@ class Recipe:
     column `precision` of the table says what was used)."""
     exact_ra: bool = False
     """RA as the reference code has it; see `dwlth.training.evaluate`."""
+    warm_up: float = later(0.0)
+    """Fraction of all steps over which `onecycle` rises."""
+    nesterov: bool = later(False)
+    """Nesterov's momentum instead of the plain one."""
+    decay_norms: bool = later(True)
+    """Weight decay on batch norm and biases too, as in the reference code; otherwise on weights of layers alone."""
+    keep: str = later("last")
+    """The weights that a pre-training ends with: `last`: those of the last epoch; `sound`: of the last validated epoch
+    that shows no catastrophic overfitting."""
 
     def __post_init__(self):
         for name in ("epochs", "batch_size", "validate_every"):
@@ -52,11 +63,26 @@ class Recipe:
             raise DwlthError(f"recipe: lr is {self.lr}, not above 0")
         if self.precision not in ("float32", "tf32", "bfloat16"):
             raise DwlthError(f"recipe: precision is {self.precision!r}, not one of float32, tf32, bfloat16")
-        if self.schedule not in ("constant", "step", "cosine"):
-            raise DwlthError(f"recipe: schedule is {self.schedule!r}, not one of constant, step, cosine")
+        if self.schedule not in ("constant", "step", "cosine", "onecycle"):
+            raise DwlthError(f"recipe: schedule is {self.schedule!r}, not one of constant, step, cosine, onecycle")
+        if not 0 <= self.warm_up < 1 or (self.warm_up and self.schedule != "onecycle"):
+            raise DwlthError(
+                f"recipe: warm_up is {self.warm_up}, schedule {self.schedule}: give 0 or more and less than 1 for "
+                "onecycle, and 0 for others"
+            )
+        if self.keep not in ("last", "sound"):
+            raise DwlthError(f"recipe: keep is {self.keep!r}, not one of last, sound")
+        if self.keep == "sound" and not self.single_step.steps:
+            raise DwlthError(
+                "recipe: keep='sound' watches FGSM training, with a validation attack of several steps in the same ball"
+            )
 
-    def lr_at(self, epoch: int) -> float:
-        """The learning rate of an epoch (counted from 0)."""
+    def lr_at(self, epoch: int, part: float = 0.0) -> float:
+        """The learning rate in an epoch (counted from 0), of which so much (in [0, 1)) is done; only `onecycle` changes
+        within an epoch."""
+        if self.schedule == "onecycle":
+            done = (epoch + part) / self.epochs
+            return self.lr * (done / self.warm_up if done < self.warm_up else (1 - done) / (1 - self.warm_up))
         if self.schedule == "step":
             return self.lr * 0.1 ** sum(epoch >= milestone for milestone in self.milestones)
         if self.schedule == "cosine":

@@ -15,7 +15,8 @@ import torch
 import dwlth
 from dwlth.errors import DwlthError, NotYet
 from dwlth.files import set_aside, write, write_json
-from dwlth.presets import Preset, Run, plain
+from dwlth.ids import plain
+from dwlth.presets import Preset, Run
 
 KEY = ["stage", "source", "method", "downstream", "regime", "fraction", "round", "seed"]
 """Columns that tell the rows of a preset's table apart, and their order."""
@@ -43,10 +44,10 @@ class Folder:
         self.figures = self.path / "figures"
 
     def source(self, run: Run) -> Path:
-        return self.path / "sources" / f"{run.source}-s{run.seed}.safetensors"
+        return self.path / "sources" / f"{run.source}-s{run.from_seed}.safetensors"
 
     def ticket(self, run: Run, round_: int) -> Path:
-        return self.path / "tickets" / f"{run.source}-imp-s{run.seed}" / f"{round_:02d}.safetensors"
+        return self.path / "tickets" / f"{run.source}-imp-s{run.from_seed}" / f"{round_:02d}.safetensors"
 
     def network(self, id_: str) -> Path:
         return self.path / "networks" / f"{id_}.safetensors"

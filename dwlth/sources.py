@@ -12,11 +12,11 @@ from dwlth.files import read_tensors, write_tensors
 from dwlth.models import Classifier
 from dwlth.presets import Given, Preset, Run
 from dwlth.results import Folder
-from dwlth.training import evaluate, fit, stream
+from dwlth.training import TrainingFailed, evaluate, fit, stream
 
 
 def pretrain(preset: Preset, run: Run, folder: Folder, device: str, **training) -> dict[str, Any]:
-    """Train a source from scratch with its recipe (the last epoch's weights are kept), or fetch and verify the
+    """Train a source from scratch with its recipe (`Recipe.keep` says which weights are kept), or fetch and verify the
     checkpoint it is given by; save it, and measure it on the test set of the pre-training task. `training` goes to
     `dwlth.training.fit`."""
     recipe = preset.recipe(run)
@@ -26,9 +26,14 @@ def pretrain(preset: Preset, run: Run, folder: Folder, device: str, **training) 
         model = _given(recipe, preset, folder).to(device)
         sa, ra = _measure_if_possible(preset, run, folder, model, seed)
     else:
-        task = data.load(preset.upstream, folder.data).to(device)
+        task = data.load(preset.upstream, folder.data, preset.order).to(device)
         model = models.build(preset.network, task.classes, task.mean, task.std, stream(run.seed, "init")).to(device)
-        history, n_train = fit(model, recipe, task.train, task.val, seed=seed, **training).history, len(task.train)
+        result = fit(model, recipe, task.train, task.val, seed=seed, **training)
+        history, n_train = result.history, len(task.train)
+        if recipe.keep == "sound":
+            if "sound" not in result.best:
+                raise TrainingFailed("catastrophic overfitting in every validated epoch")
+            model.net.load_state_dict(result.best["sound"]["state"])
         if preset.half_sources:
             model.net.load_state_dict(_half(model.net.state_dict()))
         sa, ra = evaluate(model, task.test, preset.evaluation, seed, **recipe.measuring)
@@ -69,7 +74,7 @@ def _given(given: Given, preset: Preset, folder: Folder) -> Classifier:
 def _measure_if_possible(preset: Preset, run: Run, folder: Folder, model: Classifier, seed: int) -> tuple:
     """SA and RA on the pre-training task; None and None, with a warning, without its data: transfers need none."""
     try:
-        task = data.load(preset.upstream, folder.data)
+        task = data.load(preset.upstream, folder.data, preset.order)
     except DwlthError as error:
         warnings.warn(f"the {run.source} source is not measured: {error}", stacklevel=2)
         return None, None

@@ -21,7 +21,7 @@ def imp_round(preset: Preset, run: Run, folder: Folder, device: str, **training)
     rewound), is masked with ticket `run.round`, trained on the pre-training task, measured on its test set, and
     pruned to ticket `run.round + 1`, which is saved. Round 0 trains nothing: the first prune is that of the source,
     so ticket k has sparsity 1 - 0.8^k (paper). `training` goes to `dwlth.training.fit`."""
-    task = data.load(preset.upstream, folder.data).to(device)
+    task = data.load(preset.upstream, folder.data, preset.order).to(device)
     model = sources.load(preset, run, folder, device)
     sources.check_head(model, task)
     belongs_to = masks.fingerprint(masks.prunable(model.net))
@@ -91,7 +91,7 @@ def import_reference(file: str | Path, preset: Preset, run: Run, folder: Folder,
     save(
         folder.ticket(run, run.round),
         found.mask,
-        id=preset.run_id(Run("imp", run.source, run.seed, run.round - 1)),
+        id=preset.run_id(Run("imp", run.source, run.from_seed, run.round - 1)),
         preset=preset.name,
         source=run.source,
         method=f"imported from {Path(file).name}",

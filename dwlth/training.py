@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -38,7 +37,8 @@ class Fit:
     `val_sa`, `val_ra` and, in FGSM training, `val_fgsm` (RA under `Recipe.single_step`) in [0, 1], None where not
     measured, `overfits` (`catastrophic_overfitting` of the row), and `seconds`. `best` has, for `sa` and `ra`, the
     state dict of the network with the best validation value, its epoch and its row's `val_sa` and `val_ra`; the
-    earliest wins. `error` says where the loss stopped being a finite number, and is empty where all went well.
+    earliest wins. With `Recipe.keep="sound"` it has for `sound` those of the last one without catastrophic overfitting.
+    `error` says where the loss stopped being a finite number, and is empty where all went well.
     """
 
     history: list[dict] = field(default_factory=list)
@@ -172,7 +172,6 @@ def fit_members(
     checkpoint: Path | None = None,
     deadline: float = math.inf,
     on_epoch: Callable[[dict], bool | None] | None = None,
-    graphs: bool = False,
     progress: bool = False,
 ) -> list[Fit]:
     """Train `model` (its network in `model.net`), or all members of a `dwlth.models.Stack` on the same batches, in
@@ -188,7 +187,6 @@ def fit_members(
         deadline: a `time.time()` after which no epoch is begun that would end later.
         on_epoch: called with each new row of the (first member's) history; returns True to stop there, as at the
             deadline.
-        graphs: replay the training steps as CUDA graphs, on a GPU (see `Replayed`).
         progress: show a bar over the epochs.
 
     Raises:
@@ -196,11 +194,18 @@ def fit_members(
     """
     keep_masked = mask.apply_(model.net) if mask else None
     parameters = list(model.parameters())
+    groups: list = parameters
+    if not recipe.decay_norms:
+        groups = [
+            {"params": [p for p in parameters if p.ndim > 1]},
+            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        ]
     optimizer = torch.optim.SGD(
-        parameters,
+        groups,
         recipe.lr,
         momentum=recipe.momentum,
         weight_decay=recipe.weight_decay,
+        nesterov=recipe.nesterov,
         fused=parameters[0].is_cuda,  # on a CPU it rounds the last few numbers of a tensor differently
     )
     if keep_masked:
@@ -221,11 +226,11 @@ def fit_members(
     bar = tqdm(range(done, recipe.epochs), "epochs", recipe.epochs, leave=False, disable=not progress, initial=done)
     for epoch in bar:
         began = time.time()
-        rows = _train_epoch(model, recipe, train, optimizer, epoch, seed, graphs)
+        rows = _train_epoch(model, recipe, train, optimizer, epoch, seed)
         if recipe.validates(epoch):
             for result, row, one in zip(fits, rows, model.alone()):
                 _validate(one, recipe, val, row, stream(seed, "validate", epoch))
-                _keep_best(result.best, row, one.net.state_dict())
+                _keep_best(result.best, row, one.net.state_dict(), recipe)
         for result, row in zip(fits, rows):
             row["seconds"] = time.time() - began
             if row["overfits"] and not any(earlier["overfits"] for earlier in result.history):
@@ -268,46 +273,6 @@ def read_checkpoint(path: Path) -> dict:
     return state
 
 
-class Replayed:
-    """A function of a batch that works in place and returns nothing, recorded once and then replayed: of a small
-    network's training step on a GPU most is the starting of its thousands of kernels, which a CUDA graph does at once.
-
-    The first `warm_up` batches run as they are, so that nothing is set up for the first time while it is recorded; so
-    does a batch of another shape than the first, as the last one may be.
-
-    Args:
-        capture: records its argument, a function without arguments, without running it; returns what runs it.
-    """
-
-    def __init__(self, work: Callable[..., None], capture: Callable, warm_up: int = 3):
-        self.work, self.capture, self.warm_up = work, capture, warm_up
-        self.batch: list[Tensor] = []  # what the recorded work reads
-        self.replay: Callable[[], None] | None = None
-
-    def __call__(self, *batch: Tensor) -> None:
-        self.batch = self.batch or [tensor.clone() for tensor in batch]
-        odd = any(new.shape != old.shape for new, old in zip(batch, self.batch))
-        if odd or self.warm_up > 0:
-            self.warm_up -= 1
-            self.work(*batch)
-            return
-        self.replay = self.replay or self.capture(lambda: self.work(*self.batch))
-        for new, old in zip(batch, self.batch):
-            old.copy_(new)
-        self.replay()
-
-
-def _capture(work: Callable[[], None], generator: torch.Generator) -> Callable[[], None]:
-    """`work`, which draws from `generator`, as a CUDA graph; on a CPU, which has none, as it is."""
-    if generator.device.type != "cuda":
-        return work
-    graph = torch.cuda.CUDAGraph()
-    graph.register_generator_state(generator)
-    with torch.cuda.graph(graph):
-        work()
-    return graph.replay
-
-
 def _train_epoch(
     model: Classifier,
     recipe: Recipe,
@@ -315,16 +280,18 @@ def _train_epoch(
     optimizer: torch.optim.Optimizer,
     epoch: int,
     seed: int,
-    graphs: bool,
 ) -> list[dict]:
     """One epoch; a row of the history for each member, not validated yet."""
     device, members = train.labels.device, model.members
     generator = torch.Generator(device).manual_seed(stream(seed, "train", epoch))
-    for group in optimizer.param_groups:
-        group["lr"] = recipe.lr_at(epoch)
     sums = torch.zeros(2, members, device=device)  # read once, at the end: a GPU is not kept waiting
 
-    def step(x: Tensor, y: Tensor) -> None:
+    model.train()
+    batches = math.ceil(len(train) / recipe.batch_size)
+    for i, (x, y) in enumerate(train.batches(recipe.batch_size, generator, recipe.augment)):
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.lr_at(epoch, i / batches)
+        x, y = x.repeat_interleave(members, 0), y.repeat_interleave(members)
         with _precision(recipe.precision, device):  # once for a step, which so casts its weights once
             x = recipe.attack(model, x, y, generator, members)
             logits = model(x)
@@ -333,13 +300,7 @@ def _train_epoch(
         losses.mean(0).sum().backward()
         optimizer.step()
         right = (logits.argmax(1) == y).view(-1, members)
-        sums.add_(torch.stack([losses.detach().sum(0), right.sum(0)]))
-
-    if graphs and recipe.attack.restarts == 1:  # the choice among several waits for the device
-        step = Replayed(step, partial(_capture, generator=generator))
-    model.train()
-    for x, y in train.batches(recipe.batch_size, generator, recipe.augment):
-        step(x.repeat_interleave(members, 0), y.repeat_interleave(members))
+        sums += torch.stack([losses.detach().sum(0), right.sum(0)])
     head = {"epoch": epoch, "lr": recipe.lr_at(epoch)}
     tail = {"val_sa": None, "val_ra": None, "val_fgsm": None, "overfits": False}
     return [head | {"loss": loss, "accuracy": right} | tail for loss, right in (sums / len(train)).T.tolist()]
@@ -353,8 +314,11 @@ def _validate(model: Classifier, recipe: Recipe, val: Split, row: dict, seed: in
         row["overfits"] = catastrophic_overfitting(row)
 
 
-def _keep_best(best: dict[str, dict], row: dict, state: dict[str, Tensor]) -> None:
+def _keep_best(best: dict[str, dict], row: dict, state: dict[str, Tensor], recipe: Recipe) -> None:
+    kept = {key: row[key] for key in ("epoch", "val_sa", "val_ra")} | {"state": state}
     for metric in ("sa", "ra"):
         value = row[f"val_{metric}"]
         if value is not None and (metric not in best or value > best[metric][f"val_{metric}"]):
-            best[metric] = {key: row[key] for key in ("epoch", "val_sa", "val_ra")} | {"state": state}
+            best[metric] = kept
+    if recipe.keep == "sound" and not row["overfits"]:
+        best["sound"] = kept

@@ -42,7 +42,7 @@ def transfer(preset: Preset, runs: Sequence[Run], folder: Folder, device: str, *
         The result of each run; `{"error": ...}` where its training broke down.
     """
     first = runs[0]
-    task = data.load(first.downstream, folder.data).to(device)
+    task = data.load(first.downstream, folder.data, preset.order).to(device)
     models_, masks = zip(*(start(preset, run, folder, task, device) for run in runs))
     model, mask = models_[0], masks[0]
     if preset.together > 1:
@@ -60,7 +60,8 @@ def transfer(preset: Preset, runs: Sequence[Run], folder: Folder, device: str, *
             continue
         tested: dict[int, tuple] = {}  # the two are often the same network
         best = {}
-        for metric, kept in result.best.items():
+        for metric in [metric for metric in ("sa", "ra") if metric in result.best]:
+            kept = result.best[metric]
             epoch = kept["epoch"]
             if epoch not in tested:
                 one.net.load_state_dict(kept["state"])
@@ -96,7 +97,7 @@ def under_autoattack(preset: Preset, run: Run, folder: Folder, device: str) -> d
     Raises:
         DwlthError: see `dwlth.attacks.autoattack`.
     """
-    task = data.load(run.downstream, folder.data).to(device)
+    task = data.load(run.downstream, folder.data, preset.order).to(device)
     transferred = replace(run, stage="transfer")
     model = load(preset, transferred, folder, device)
     mask = tickets.find(preset, run, folder, sources.load(preset, run, folder, device))
