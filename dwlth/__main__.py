@@ -12,11 +12,15 @@ from dataclasses import replace
 
 import torch
 
-from dwlth import grid, presets, tickets, verdict
+from dwlth import presets, verdict
 from dwlth.errors import DwlthError, NotYet
-from dwlth.inspection import describe
-from dwlth.presets import Preset, Run
+from dwlth.outside import tickets
 from dwlth.results import Folder
+from dwlth.running import grid, machine
+from dwlth.running.settings import override
+from dwlth.runs import STAGES, Run
+from dwlth.show import report
+from dwlth.show.inspection import describe
 
 EPILOG = "Exit codes: 0 all done, 1 some runs failed, 2 bad input, 3 out of time (--minutes), 130 interrupted."
 
@@ -82,37 +86,40 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _select(args) -> tuple[Preset, list[Run], Folder]:
-    preset = presets.get(args.preset).override(args.set)
+def _folder(args) -> Folder:
+    return Folder(override(presets.get(args.preset), args.set), args.results, args.data)
+
+
+def _select(args) -> tuple[Folder, list[Run]]:
+    folder = _folder(args)
     if args.seeds is not None:
-        preset = replace(preset, seeds=args.seeds)
+        folder = replace(folder, preset=replace(folder.preset, seeds=args.seeds, seeds_at={}))
     for kind, wanted, known in (
-        ("source", args.source, preset.pretrain),
-        ("stage", getattr(args, "stage", None), presets.STAGES),
+        ("source", args.source, folder.preset.pretrain),
+        ("stage", getattr(args, "stage", None), STAGES),
     ):
         for name in wanted or ():
             if name not in known:
                 raise DwlthError(f"unknown {kind} {name!r}: choose from {', '.join(known)}")
     runs = [
         run
-        for run in preset.grid()
+        for run in folder.preset.grid()
         if (not args.source or run.source in args.source)
         and (not getattr(args, "stage", None) or run.stage in args.stage)
     ]
-    args.device, args.workers = grid.this_machine(args.device, args.workers)
-    return preset, runs, Folder(args.results, preset.name, args.data)
+    device, args.workers = machine.this_machine(args.device, args.workers)
+    torch.set_num_threads(machine.threads(args.workers))
+    return replace(folder, device=device), runs
 
 
 def plan(args) -> int:
-    preset, runs, folder = _select(args)
-    torch.set_num_threads(grid.threads(args.workers))
-    print(grid.plan(preset, runs, folder, args.device, args.workers))
+    folder, runs = _select(args)
+    print(grid.plan(folder, runs, args.workers))
     return 0
 
 
 def run(args) -> int:
-    preset, runs, folder = _select(args)
-    ends = _do(args, preset, runs, folder)
+    ends = _do(args, *_select(args))
     with contextlib.suppress(NotYet):
         draw(args)
         show_verdict(args)
@@ -120,40 +127,40 @@ def run(args) -> int:
 
 
 def under_autoattack(args) -> int:
-    preset, _, folder = _select(args)
-    preset = replace(preset, keep_networks=True)  # those that are missing are trained once more
+    folder, _ = _select(args)
+    # networks that are missing are trained once more
+    folder = replace(folder, preset=replace(folder.preset, keep_networks=True))
     found = verdict.verdict(folder.collect(), args.tolerance)
-    runs = [run for run in preset.under_autoattack(found) if not args.source or run.source in args.source]
-    ends = _do(args, preset, runs, folder)
-    print(verdict.report_autoattack(folder.collect()))
+    runs = [run for run in grid.for_autoattack(folder.preset, found) if not args.source or run.source in args.source]
+    ends = _do(args, folder, runs)
+    print(report.report_autoattack(folder.collect()))
     return ends
 
 
-def _do(args, preset: Preset, runs: list[Run], folder: Folder) -> int:
+def _do(args, folder: Folder, runs: list[Run]) -> int:
     """Do what is left of `runs`, say how they ended, and return the exit code."""
     if not args.minutes > 0:
         raise DwlthError(f"--minutes {args.minutes:g}: give a number above 0")
     deadline = time.time() + 60 * args.minutes
-    todo = grid.left(preset, runs, folder)
-    torch.set_num_threads(grid.threads(args.workers))
-    statuses = grid.run_all(preset, todo, folder, args.device, args.workers, deadline, _command(args))
+    todo = grid.left(folder, runs)
+    statuses = grid.run_all(folder, todo, args.workers, deadline, _command(args))
     ends = Counter(statuses.values())
     if todo:
         print(", ".join(f"{count} runs {status}" for status, count in ends.items()))
     for failed in (r for r in statuses if statuses[r] == "failed"):
-        print(f"failed: {failed}: see {folder.record(preset.run_id(failed))}", file=sys.stderr)
+        print(f"failed: {failed}: see {folder.record(failed)}", file=sys.stderr)
     if ends["failed"]:
         return 1
     return 3 if ends["stopped"] else 0
 
 
 def show_verdict(args) -> int:
-    print(verdict.report(verdict.verdict(_folder(args).collect(), args.tolerance), args.preset))
+    print(report.report(verdict.verdict(_folder(args).collect(), args.tolerance), args.preset))
     return 0
 
 
 def draw(args) -> int:
-    from dwlth import figures  # late: matplotlib takes a while
+    from dwlth.show import figures  # late: matplotlib takes a while
 
     folder = _folder(args)
     for path in figures.draw_all(folder.collect(), folder.figures, args.tolerance):
@@ -161,29 +168,23 @@ def draw(args) -> int:
     return 0
 
 
-def _folder(args) -> Folder:
-    return Folder(args.results, presets.get(args.preset).override(args.set).name, args.data)
-
-
 def import_ticket(args) -> int:
-    preset, run, folder = _ticket(args)
-    print(tickets.import_reference(args.file, preset, run, folder, args.force))
+    print(tickets.import_reference(args.file, *_ticket(args), args.force))
     return 0
 
 
 def export_ticket(args) -> int:
-    preset, run, folder = _ticket(args)
-    tickets.export_reference(args.file, preset, run, folder)
+    tickets.export_reference(args.file, *_ticket(args))
     return 0
 
 
-def _ticket(args) -> tuple[Preset, Run, Folder]:
-    preset = presets.get(args.preset).override(args.set)
-    if args.source not in preset.pretrain:
-        raise DwlthError(f"unknown source {args.source!r}: choose from {', '.join(preset.pretrain)}")
+def _ticket(args) -> tuple[Folder, Run]:
+    folder = _folder(args)
+    if args.source not in folder.preset.pretrain:
+        raise DwlthError(f"unknown source {args.source!r}: choose from {', '.join(folder.preset.pretrain)}")
     if args.round < 1:
         raise DwlthError(f"--round {args.round}: give 1 or more; round 0 is the dense network")
-    return preset, Run("transfer", args.source, args.seed, args.round), Folder(args.results, preset.name, args.data)
+    return folder, Run("transfer", args.source, args.seed, args.round)
 
 
 def _command(args) -> str:

@@ -1,7 +1,7 @@
 """Adversarial attacks: PGD-k, FGSM with random start, and none, as settings of one `Attack`; and AutoAttack."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dwlth.errors import DwlthError
+
+Draws = torch.Generator | Sequence[torch.Generator] | None
 
 
 @dataclass(frozen=True)
@@ -57,24 +59,22 @@ class Attack:
         if self.restarts > 1 and not self.random_start:
             raise DwlthError(f"attack: restarts is {self.restarts}, but without random_start all would be the same")
 
-    def __call__(
-        self, model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator | None = None, members: int = 1
-    ) -> Tensor:
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, generator: Draws = None) -> Tensor:
         """Adversarial images for `x` (float [N, C, H, W] in [0, 1]) with labels, or targets, `y` (int64 [N]); same
         shape, within `eps` of `x` and within [0, 1].
 
         `model` maps pixels in [0, 1] to logits, so it normalises inside. Its mode, gradients, `requires_grad` flags
-        and (unless `bn="train"`) batch-norm statistics are left as they were. `generator` draws the starts; so many
-        `members` (`dwlth.models.Stack`), whose rows follow each other, share one start for each image.
+        and (unless `bn="train"`) batch-norm statistics are left as they were. `generator` draws the starts;
+        of several, each draws those of every so manyth row, as the members of a `dwlth.fast.stack.Stack` have them.
         """
         if self.steps == 0:
             return x
         with torch.enable_grad(), _batch_norm(model, self.bn):
-            adv = self._climb(model, x, y, generator, members)
+            adv = self._climb(model, x, y, generator)
             if self.restarts > 1:
                 success, loss = self._strength(model, adv, y)
             for _ in range(self.restarts - 1):
-                other = self._climb(model, x, y, generator, members)
+                other = self._climb(model, x, y, generator)
                 its_success, its_loss = self._strength(model, other, y)
                 better = (its_success & ~success) | ((its_success == success) & (its_loss > loss))
                 adv[better], success[better], loss[better] = other[better], its_success[better], its_loss[better]
@@ -88,7 +88,7 @@ class Attack:
         unbroken = torch.ones_like(y, dtype=torch.bool)
         with torch.enable_grad(), _batch_norm(model, self.bn):
             for _ in range(self.restarts):
-                project, adv = self._start(x, generator, 1)
+                project, adv = self._start(x, generator)
                 for _ in range(self.steps):
                     adv = adv.detach().requires_grad_()
                     logits = model(adv)
@@ -111,23 +111,26 @@ class Attack:
             return partial(_project_l2, x=x, eps=self.eps)
         return partial(torch.clamp, min=(x - self.eps).clamp_(min=0), max=(x + self.eps).clamp_(max=1))
 
-    def _start(self, x: Tensor, generator: torch.Generator | None, members: int) -> tuple[Callable, Tensor]:
+    def _start(self, x: Tensor, generator: Draws) -> tuple[Callable, Tensor]:
         """The projection of an attack, and where it starts."""
         project, adv = self._projection(x), x
         if self.random_start:
-            draw = torch.empty_like(x[::members])
-            if self.norm == "l2":
-                direction = draw.normal_(generator=generator)
-                distance = x.new_empty(len(draw), 1, 1, 1).uniform_(0, self.eps, generator=generator)
-                draw = direction * (distance / _length(direction))
-            else:
-                draw.uniform_(-self.eps, self.eps, generator=generator)
-            adv = project(x + (draw.repeat_interleave(members, 0) if members > 1 else draw))
+            generators = generator if isinstance(generator, Sequence) else [generator]
+            draws = [self._draw(x[:: len(generators)], each) for each in generators]
+            adv = project(x + (draws[0] if len(draws) == 1 else torch.stack(draws, 1).flatten(0, 1)))
         return project, adv
 
-    def _climb(self, model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator | None, members: int) -> Tensor:
+    def _draw(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
+        draw = torch.empty_like(x)
+        if self.norm == "linf":
+            return draw.uniform_(-self.eps, self.eps, generator=generator)
+        direction = draw.normal_(generator=generator)
+        distance = x.new_empty(len(draw), 1, 1, 1).uniform_(0, self.eps, generator=generator)
+        return direction * (distance / _length(direction))
+
+    def _climb(self, model: nn.Module, x: Tensor, y: Tensor, generator: Draws) -> Tensor:
         """One attack from one start."""
-        project, adv = self._start(x, generator, members)
+        project, adv = self._start(x, generator)
         for _ in range(self.steps):
             adv = adv.detach().requires_grad_()
             adv = self._step(model(adv), adv, y, project)

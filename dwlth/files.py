@@ -60,7 +60,7 @@ def read_about(path: Path, kind: str = "") -> dict[str, Any]:
         raise DwlthError(f"{path}: no such file; `python -m dwlth run` makes it") from None
     except KeyError:
         raise DwlthError(f"{path}: a safetensors file, but not a {what} of this project") from None
-    except (SafetensorError, ValueError, OSError) as error:
+    except (SafetensorError, ValueError) as error:  # an OSError says nothing about the file
         raise DwlthError(f"{path}: not a {what} (truncated or foreign): {error}") from None
     if kind and about.get("kind") != kind:
         raise DwlthError(f"{path}: a {about.get('kind')}, where a {kind} should be")

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -133,6 +134,25 @@ def random(net: nn.Module, seed: int) -> dict[str, Tensor]:
     """Scores for `prune`: uniform random numbers; the masks of one seed are nested."""
     generator = torch.Generator().manual_seed(seed)
     return {name: torch.rand(weight.shape, generator=generator) for name, weight in prunable(net).items()}
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to find tickets."""
+
+    label: str
+    """Its name in figures."""
+    scores: Callable[[nn.Module, int], Mapping[str, Tensor]] | None
+    """From a pre-trained network and a seed to scores for `prune`, which prunes step by step, so that the counts are
+    those of IMP; None for IMP itself, which trains between its rounds."""
+
+
+METHODS = {
+    "imp": Method("IMP", None),
+    "oneshot": Method("One-shot", lambda net, seed: magnitude(net)),
+    "random": Method("Random", random),
+}
+"""The pruning methods by name. A new one is one more entry."""
 
 
 def fingerprint(weights: Mapping[str, Tensor]) -> str:

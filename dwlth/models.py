@@ -1,13 +1,11 @@
-"""Networks: a backbone with torchvision's names, and the input normalisation in front of it; and several of them side
-by side."""
+"""Networks: a backbone with torchvision's names, and the input normalisation in front of it."""
 
 import copy
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from dwlth.errors import DwlthError
 
@@ -28,7 +26,7 @@ class Classifier(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
 
     members = 1
-    """Networks in it: more than one in a `Stack`."""
+    """Networks in it: more than one in a `dwlth.fast.stack.Stack`."""
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net((x - self.mean) / self.std)
@@ -36,76 +34,6 @@ class Classifier(nn.Module):
     def alone(self) -> list["Classifier"]:
         """A copy of each member as a network of its own."""
         return [copy.deepcopy(self)]
-
-
-def side_by_side(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """The tensors of the members of a `Stack` (state dicts, or masks) as those of the stack: joined along their first
-    axis; scalars (counters of batches) are the first member's."""
-    return {
-        name: torch.cat([state[name] for state in states]) if first.ndim else first for name, first in states[0].items()
-    }
-
-
-class Stack(Classifier):
-    """Several classifiers of one architecture and normalisation as one network with grouped convolutions: small ones
-    side by side take little more time than one, whose cost is that of starting operations, not of the arithmetic.
-
-    A batch holds each image once per member: row n * members + m of the images (float [N * members, C, H, W]), and of
-    the logits (float [N * members, classes]), is image n for member m. Nothing flows from one member to another, and on
-    a CPU a member's numbers are the same bits whichever others, one at least, stand beside it.
-    """
-
-    def __init__(self, members: Sequence[Classifier]):
-        first = members[0]
-        super().__init__(copy.deepcopy(first.net), first.mean.flatten().tolist(), first.std.flatten().tolist())
-        self.members = len(members)
-        for name, module in list(self.net.named_modules()):
-            if isinstance(module, (nn.Conv2d, nn.BatchNorm2d, nn.Linear)):
-                self.net.set_submodule(name, _grouped(module, self.members))
-        self.net.load_state_dict(side_by_side([member.net.state_dict() for member in members]))
-        self.to(first.mean.device, memory_format=torch.channels_last)
-        self._like = (copy.deepcopy(first),)  # in a tuple, so that it is no part of this network
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = ((x - self.mean) / self.std).unflatten(0, (-1, self.members)).flatten(1, 2)  # [N, members * C, H, W]
-        return self.net(x).unflatten(1, (self.members, -1)).flatten(0, 1)
-
-    def alone(self) -> list[Classifier]:
-        members = [copy.deepcopy(self._like[0]) for _ in range(self.members)]
-        state = self.net.state_dict()
-        parts = {name: t.chunk(self.members) if t.ndim else [t] * self.members for name, t in state.items()}
-        for member, one in enumerate(members):
-            one.net.load_state_dict({name: part[member] for name, part in parts.items()})
-        return members
-
-
-class _GroupedLinear(nn.Linear):
-    """Linear layers side by side: from [N, groups * inputs] to [N, groups * outputs]."""
-
-    def __init__(self, inputs: int, outputs: int, groups: int):
-        super().__init__(inputs, outputs * groups)
-        self.groups = groups
-
-    def forward(self, x: Tensor) -> Tensor:
-        # as a convolution, whose bits, unlike those of batched products, do not depend on a group's place
-        return F.conv2d(x[..., None, None], self.weight[..., None, None], self.bias, groups=self.groups).flatten(1)
-
-
-def _grouped(module: nn.Module, groups: int) -> nn.Module:
-    """A layer that does what so many of `module` do side by side."""
-    if isinstance(module, nn.Linear):
-        return _GroupedLinear(module.in_features, module.out_features, groups)
-    if isinstance(module, nn.BatchNorm2d):
-        return nn.BatchNorm2d(module.num_features * groups, module.eps, module.momentum)
-    return nn.Conv2d(
-        module.in_channels * groups,
-        module.out_channels * groups,
-        module.kernel_size,
-        module.stride,
-        module.padding,
-        groups=module.groups * groups,
-        bias=module.bias is not None,
-    )
 
 
 class SmallResNet(nn.Module):
@@ -185,7 +113,8 @@ NETWORKS = {
 """By name: a function from the number of classes to a network with random weights. `-3x3` marks the stem for 32 px."""
 
 
-_INITIALISING = threading.Lock()  # torchvision draws from the one generator of all threads
+INITIALISING = threading.Lock()
+"""Held while layers are made: they draw from the one generator of all threads."""
 
 
 def build(name: str, classes: int, mean: Sequence[float], std: Sequence[float], seed: int) -> Classifier:
@@ -196,6 +125,6 @@ def build(name: str, classes: int, mean: Sequence[float], std: Sequence[float], 
     """
     if name not in NETWORKS:
         raise DwlthError(f"unknown network {name!r}: choose from {', '.join(NETWORKS)}")
-    with _INITIALISING, torch.random.fork_rng(devices=[]):
+    with INITIALISING, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Classifier(NETWORKS[name](classes), mean, std).to(memory_format=torch.channels_last)

@@ -1,86 +1,26 @@
-"""Every number of an experiment: presets, the runs they ask for, and what identifies a run."""
+"""Every number of an experiment: the presets, and the runs they ask for."""
 
-import ast
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dwlth.attacks import Attack
-from dwlth.augment import Augment
+from dwlth.data import Augment, check_name
 from dwlth.errors import DwlthError
-from dwlth.ids import digest, later, plain
-from dwlth.recipe import Recipe
+from dwlth.masks import METHODS
+from dwlth.models import NETWORKS
+from dwlth.recipe import Given, Recipe
+from dwlth.runs import Run, digest, later, plain
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-SOURCES = ("standard", "fast_adversarial", "adversarial")
-STAGES = ("pretrain", "imp", "transfer", "autoattack")
-METHODS = ("imp", "oneshot", "random")
+SOURCES = {"standard": "Standard", "fast_adversarial": "Fast adversarial", "adversarial": "Adversarial"}
+"""The paper's pre-training sources, in its order, with their names in figures; a preset may have others."""
 
 
-@dataclass(frozen=True)
-class Run:
-    """One unit of work, and one record.
-
-    `pretrain` trains a source. `imp` trains ticket `round` of a source on the pre-training task, measures it, and
-    prunes it to ticket `round + 1`; round 0 is the dense source itself, pruned as it is. `transfer` trains ticket
-    `round` on a downstream task; round 0 is the dense network. `autoattack` attacks the network of the transfer of
-    the same name; no grid has these, see `Preset.under_autoattack`.
-    """
-
-    stage: str
-    source: str
-    seed: int
-    round: int = 0
-    method: str = "imp"
-    downstream: str = ""
-    regime: str = ""
-    fraction: float = 1.0
-    source_seed: int | None = later(None)
-    """The seed of the source that it starts from; None: the run's own."""
-
-    @property
-    def from_seed(self) -> int:
-        """The seed of the source."""
-        return self.seed if self.source_seed is None else self.source_seed
-
-    def needs(self) -> list["Run"]:
-        """The runs whose files this one reads."""
-        if self.stage == "pretrain":
-            return []
-        if self.stage == "autoattack":
-            return [replace(self, stage="transfer")]
-        source = Run("pretrain", self.source, self.from_seed)
-        if self.method == "imp" and self.round > 0:
-            return [source, Run("imp", self.source, self.from_seed, self.round - 1)]
-        return [source]
-
-    def __str__(self) -> str:
-        words = [self.stage, self.source]
-        if self.downstream:
-            words += ["to", self.downstream, self.regime, f"{self.fraction:.0%}", self.method]
-        if self.stage != "pretrain":
-            words += [f"round {self.round}"]
-        words += [f"seed {self.seed}"]
-        if self.from_seed != self.seed:
-            words += [f"of source {self.from_seed}"]
-        return " ".join(words)
-
-
-@dataclass(frozen=True)
-class Given:
-    """A source that is not trained here: a checkpoint, as `dwlth.checkpoints` reads it."""
-
-    where: str
-    """A path, a URL, `hf:OWNER/REPO/FILE` or `torchvision:WEIGHTS`; see `dwlth.downloads.fetch`."""
-    sha256: str = ""
-    """What the file must hash to; empty: not checked."""
-    size: int = 0
-    """Its bytes; 0: not checked."""
-    unsafe: bool = False
-    """Unpickle it in full where it holds more than tensors, which can run code; see `dwlth.checkpoints.read`."""
+def in_order(sources: Iterable[str]) -> list[str]:
+    """Each of these sources once: the paper's first, in its order, then others by name."""
+    return [name for name in SOURCES if name in set(sources)] + sorted(set(sources) - SOURCES.keys())
 
 
 @dataclass(frozen=True)
@@ -91,13 +31,13 @@ class Preset:
     network: str
     """A name in `dwlth.models.NETWORKS`."""
     upstream: str
-    """The dataset of the pre-training task, a name in `dwlth.data.DATASETS`."""
+    """The dataset of the pre-training task, a name that `dwlth.data.load` knows."""
     pretrain: dict[str, Recipe | Given]
     """By source. RA on the pre-training task is measured under `evaluation` too."""
     imp: dict[str, Recipe]
     """By source: the training of one round of iterative magnitude pruning."""
     transfer: dict[str, Recipe]
-    """By regime, `standard` and `adversarial`; `REGIME@TASK` takes its place for one downstream task."""
+    """By regime, such as `standard` and `adversarial`; `REGIME@TASK` takes its place for one downstream task."""
     evaluation: Attack
     """The attack behind every RA that is reported."""
     subset: str = "balanced"
@@ -113,6 +53,9 @@ class Preset:
     order: str = later("given")
     """Of the images of CIFAR and SVHN: `given`: torchvision's (the paper's splits are its first 45,000 and last 5,000);
     `content`: by a hash of the pixels, the same for every way to store them; see `dwlth.data.load`."""
+    splits: str = later("fixed")
+    """Of datasets that have none of their own, the handwritten digits: `fixed` for all seeds, or drawn `by seed`, so
+    that the spread over the seeds holds the choice of the test images too."""
     per_source: int = later(1)
     """So many seeds of transfers start from one source (and its tickets): seeds 0 to per_source - 1 from that of seed
     0, and so on. The spread over the seeds of one source is that of the transfer alone."""
@@ -132,27 +75,44 @@ class Preset:
     keep_networks: bool = False
     """Keep the network that each transfer ends with."""
     together: int = 1
-    """So many transfers train side by side (`dwlth.models.Stack`): for small networks, whose time is not arithmetic."""
+    """So many alike runs train side by side (`dwlth.fast.stack`): for small networks, whose time is not arithmetic. How
+    many changes no bits; that there are more than one does, and is part of the id."""
 
     def __post_init__(self):
-        if not 0 < self.prune_rate < 1:
-            raise DwlthError(f"prune_rate is {self.prune_rate}: give a fraction above 0 and below 1")
+        def check(name: str, right: bool, what: str) -> None:
+            if not right:
+                raise DwlthError(f"{name} is {getattr(self, name)}: give {what}")
+
+        check("prune_rate", 0 < self.prune_rate < 1, "a fraction above 0 and below 1")
+        check("seeds", self.seeds >= 1, "1 or more")
+        check("together", self.together >= 1, "1 or more")
+        check("per_source", self.per_source >= 1, "1 or more")
+        check("order", self.order in ("given", "content"), "given or content")
+        check("splits", self.splits in ("fixed", "by seed"), "fixed or by seed")
+        check("network", self.network in NETWORKS, f"one of {', '.join(NETWORKS)}")
+        check("rounds", min(self.rounds) >= 0, "0 (the dense network) or more")
+        check("fractions", all(0 < fraction <= 1 for fraction in self.fractions), "numbers above 0 and at most 1")
         if self.evaluation.targeted:
             raise DwlthError("evaluation: a targeted attack takes targets, but tests give the true labels")
-        for name in ("seeds", "together", "per_source"):
-            if getattr(self, name) < 1:
-                raise DwlthError(f"{name} is {getattr(self, name)}: give 1 or more")
-        if self.order not in ("given", "content"):
-            raise DwlthError(f"order is {self.order!r}, not one of given, content")
         for method in self.methods:
             if method not in METHODS:
                 raise DwlthError(f"unknown method {method!r}: choose from {', '.join(METHODS)}")
-        for fraction in self.fractions:
-            if not 0 < fraction <= 1:
-                raise DwlthError(f"fractions holds {fraction}: give numbers above 0 and at most 1")
-        for round_ in self.rounds:
-            if round_ < 0:
-                raise DwlthError(f"rounds holds {round_}: give 0 (the dense network) or more")
+        for source in self.pretrain:
+            if source not in self.imp:
+                raise DwlthError(f"imp has no recipe for the source {source!r}, which pretrain has")
+        for name in self.transfer:
+            regime, _, task = name.partition("@")
+            if regime not in self.transfer:
+                raise DwlthError(f"transfer has {name!r}, but no regime {regime!r}: it has {', '.join(self.regimes)}")
+            if task:
+                check_name(task)
+        for task in (self.upstream, *self.downstream):
+            check_name(task)
+
+    @property
+    def regimes(self) -> list[str]:
+        """The kinds of transfer: the keys of `transfer` that stand for all tasks."""
+        return [name for name in self.transfer if "@" not in name]
 
     def source_of(self, seed: int) -> int | None:
         """The seed of the source that transfers with this seed start from, as `Run.source_seed` has it."""
@@ -173,7 +133,7 @@ class Preset:
             Run("transfer", source, seed, round_, method, downstream, regime, fraction, self.source_of(seed))
             for method in self.methods
             for fraction in self.fractions
-            for regime in ("adversarial", "standard")  # the long runs first
+            for regime in sorted(self.regimes, key=lambda name: -self.transfer[name].attack.steps)  # long runs first
             for round_ in self.rounds
             for seed in seeds_of[fraction]
             for source in self.pretrain
@@ -182,27 +142,26 @@ class Preset:
         ]
         return runs
 
-    def under_autoattack(self, found: "pd.DataFrame") -> list[Run]:
-        """AutoAttack on the adversarially transferred dense network and sparsest double-win ticket of each row of a
-        verdict (`dwlth.verdict.verdict`) with all the data, for each seed."""
-        return [
-            Run("autoattack", row.source, seed, round_, "imp", row.downstream, "adversarial", 1.0, self.source_of(seed))
-            for row in found[found["fraction"] == 1].itertuples()
-            for round_ in sorted({0, int(row.round)})
-            for seed in range(self.seeds)
-        ]
-
     def recipe(self, run: Run) -> Recipe | Given:
         """How the network of a run is trained, or where it is from."""
         if run.downstream:
             return self.transfer.get(f"{run.regime}@{run.downstream}", self.transfer[run.regime])
         return (self.pretrain if run.stage == "pretrain" else self.imp)[run.source]
 
+    def stacks(self, run: Run) -> bool:
+        """Whether a run trains in a stack of networks, whose bits are others than those of a network on its own."""
+        recipe = self.recipe(run)
+        return self.together > 1 and isinstance(recipe, Recipe) and not (run.stage == "imp" and run.round == 0)
+
     def config(self, run: Run) -> dict[str, Any]:
         """All that determines the result of a run, as plain JSON values."""
         config = plain(run) | {"network": self.network, "upstream": self.upstream}
         if self.order != "given":
             config["order"] = self.order
+        if self.splits != "fixed":
+            config["splits"] = self.splits
+        if self.stacks(run):
+            config["stacked"] = True
         config["pretrain"] = self.pretrain[run.source]
         config["half_sources"] = self.half_sources
         if run.stage == "imp" or run.round > 0:
@@ -221,24 +180,6 @@ class Preset:
         """12 hex digits: the hash of the whole configuration of the run."""
         return digest(self.config(run))
 
-    def override(self, settings: list[str]) -> "Preset":
-        """This preset with settings like `transfer.epochs=5` (every recipe of that stage), `imp.adversarial.lr=0.1`
-        or `fractions=1.0,0.1`. Where a setting changes what a run is, the name gets a suffix, so that results of
-        different settings lie in different folders.
-
-        Raises:
-            DwlthError: for a name that does not exist or a value of the wrong kind.
-        """
-        preset = self
-        for setting in settings:
-            path, equals, text = setting.partition("=")
-            if not equals:
-                raise DwlthError(f"--set {setting}: write it as name=value")
-            preset = _set(preset, path.split("."), text, setting)
-        if preset.identity() != self.identity():
-            preset = replace(preset, name=f"{self.name}-{digest(preset.identity(), 6)}")
-        return preset
-
     def identity(self) -> dict[str, Any]:
         """Every number but those that only say how much is run, as plain JSON values."""
         extent = (
@@ -253,43 +194,6 @@ class Preset:
             "together",
         )
         return {key: value for key, value in plain(self).items() if key not in extent}
-
-
-def _set(target: Any, path: list[str], text: str, setting: str) -> Any:
-    """A copy of a dataclass, dict or value with what lies at `path` replaced by the value in `text`."""
-    names = list(target) if isinstance(target, dict) else []
-    if dataclasses.is_dataclass(target):
-        names = [f.name for f in dataclasses.fields(target) if f.name != "name"]
-    if not path:
-        if names:
-            raise DwlthError(f"--set {setting}: this is a group: go on with .{' or .'.join(names)}")
-        return _value(target, text, setting)
-    key, *rest = path
-    if isinstance(target, dict):
-        if key in target:
-            return target | {key: _set(target[key], rest, text, setting)}
-        return {name: _set(item, path, text, setting) for name, item in target.items()}
-    if key not in names:
-        raise DwlthError(f"--set {setting}: no setting {key!r}: choose from {', '.join(names)}")
-    return replace(target, **{key: _set(getattr(target, key), rest, text, setting)})
-
-
-def _value(old: Any, text: str, setting: str) -> Any:
-    """`text` read as a value of the kind of `old`."""
-    if isinstance(old, str):
-        return text
-    if isinstance(old, tuple):
-        one = old[0] if old else 0
-        return tuple(_value(one, part, setting) for part in text.strip("(),").split(","))
-    try:
-        value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        value = None
-    if isinstance(old, float) and type(value) is int:
-        value = float(value)
-    if type(value) is not type(old):
-        raise DwlthError(f"--set {setting}: {text!r} is no {type(old).__name__}")
-    return value
 
 
 def _training_attacks(eps: float, step: float) -> dict[str, Attack]:
@@ -314,11 +218,13 @@ def _digits() -> Preset:
         imp={source: replace(rewound, attack=attack) for source, attack in attacks.items()},
         transfer={regime: replace(base, attack=attacks[regime]) for regime in ("standard", "adversarial")},
         evaluation=pgd20,
+        splits="by seed",
         downstream=("digits5-9",),
         rounds=(0, 2, 6, 10, 14, 17, 19),
-        seeds=2,
+        fractions=(1.0, 0.1),
+        seeds=6,
         keep_networks=True,
-        together=7,
+        together=10,
     )
 
 

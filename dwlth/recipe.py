@@ -1,12 +1,12 @@
-"""How a network is trained: the settings of one training."""
+"""How a network is trained, or where a trained one comes from."""
 
 import math
 from dataclasses import dataclass, replace
 
 from dwlth.attacks import Attack
-from dwlth.augment import Augment
+from dwlth.data.augment import Augment
 from dwlth.errors import DwlthError
-from dwlth.ids import later
+from dwlth.runs import later
 
 
 @dataclass(frozen=True)
@@ -106,3 +106,17 @@ class Recipe:
         ball, own = (self.validation.eps, self.validation.norm), (self.attack.eps, self.attack.norm)
         fgsm = self.attack.steps == 1 < self.validation.steps and own == ball
         return replace(self.attack, bn="eval") if fgsm else Attack()
+
+
+@dataclass(frozen=True)
+class Given:
+    """A source that is not trained here: a checkpoint, as `dwlth.outside.checkpoints` reads it."""
+
+    where: str
+    """A path, a URL, `hf:OWNER/REPO/FILE` or `torchvision:WEIGHTS`; see `dwlth.outside.downloads.fetch`."""
+    sha256: str = ""
+    """What the file must hash to; empty: not checked."""
+    size: int = 0
+    """Its bytes; 0: not checked."""
+    unsafe: bool = False
+    """Unpickle it in full where it holds more than tensors, which can run code."""

@@ -5,6 +5,8 @@ import importlib.metadata
 import json
 import platform
 import subprocess
+import warnings
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,17 +15,19 @@ import pandas as pd
 import torch
 
 import dwlth
+from dwlth.data import Dataset, load
 from dwlth.errors import DwlthError, NotYet
-from dwlth.files import set_aside, write, write_json
-from dwlth.ids import plain
-from dwlth.presets import Preset, Run
+from dwlth.files import read_about, set_aside, write, write_json
+from dwlth.presets import Preset
+from dwlth.runs import Run, plain
 
 KEY = ["stage", "source", "method", "downstream", "regime", "fraction", "round", "seed"]
 """Columns that tell the rows of a preset's table apart, and their order."""
 
 
+@dataclass(frozen=True)
 class Folder:
-    """The results of one preset, `ROOT/PRESET/`:
+    """The results of one preset, in `ROOT/NAME/`:
 
     - `sources/SOURCE-sSEED.safetensors`: the weights of a pre-trained network
     - `tickets/SOURCE-imp-sSEED/ROUND.safetensors`: a mask, packed to bits
@@ -33,38 +37,85 @@ class Folder:
     - `table.csv`: a row per finished run; all that the verdict and the figures read
     - `preset.json`: every number of the preset
     - `figures/`
-
-    `data` is where the datasets are.
     """
 
-    def __init__(self, root: str | Path, preset: str, data: str | Path = "data"):
-        self.data = Path(data)
-        self.path = Path(root) / preset
-        self.table = self.path / "table.csv"
-        self.figures = self.path / "figures"
+    preset: Preset
+    root: str | Path = "results"
+    data: str | Path = "data"
+    """Where the datasets are."""
+    device: str = "cpu"
+    """Where torch computes."""
+
+    @property
+    def path(self) -> Path:
+        return Path(self.root) / self.preset.name
+
+    @property
+    def table(self) -> Path:
+        return self.path / "table.csv"
+
+    @property
+    def figures(self) -> Path:
+        return self.path / "figures"
 
     def source(self, run: Run) -> Path:
+        """Of the source that a run starts from."""
         return self.path / "sources" / f"{run.source}-s{run.from_seed}.safetensors"
 
-    def ticket(self, run: Run, round_: int) -> Path:
-        return self.path / "tickets" / f"{run.source}-imp-s{run.from_seed}" / f"{round_:02d}.safetensors"
+    def ticket(self, run: Run) -> Path:
+        """Of the ticket, found by IMP, that a run starts from."""
+        return self.path / "tickets" / f"{run.source}-imp-s{run.from_seed}" / f"{run.round:02d}.safetensors"
 
-    def network(self, id_: str) -> Path:
-        return self.path / "networks" / f"{id_}.safetensors"
+    def network(self, run: Run) -> Path:
+        """Of the network that a transfer ended with."""
+        return self.path / "networks" / f"{self.preset.run_id(run)}.safetensors"
 
-    def record(self, id_: str) -> Path:
-        return self.path / "runs" / f"{id_}.json"
+    def record(self, run: Run) -> Path:
+        return self.path / "runs" / f"{self.preset.run_id(run)}.json"
 
-    def checkpoint(self, id_: str) -> Path:
-        return self.path / "checkpoints" / f"{id_}.pt"
+    def checkpoint(self, run: Run, company: str = "") -> Path:
+        """Of a training under way; `company` names the runs beside which it trains."""
+        return self.path / "checkpoints" / f"{self.preset.run_id(run)}{company and f'-{company}'}.pt"
 
-    def write_preset(self, preset: Preset) -> None:
+    def made(self, run: Run) -> Path | None:
+        """The file that later runs read from this one; None of `autoattack`, which leaves its record only."""
+        if run.stage == "autoattack":
+            return None
+        if run.stage == "transfer":
+            return self.network(run)
+        return self.source(run) if run.stage == "pretrain" else self.ticket(run.pruned)
+
+    def has(self, run: Run) -> bool:
+        """Whether the file that later runs read from this one is on disk, and of this run. A file that is not what it
+        should be is named in a warning and set aside."""
+        path = self.made(run)
+        if path is None:
+            return True
+        if not path.exists():
+            return False
+        try:
+            return read_about(path)["id"] == self.preset.run_id(run)
+        except DwlthError as error:
+            set_aside(path, error)
+            return False
+
+    def imported(self, run: Run) -> bool:
+        """Whether the ticket that this run would make was brought from elsewhere, and is not to be made here."""
+        return run.stage == "imp" and self.has(run) and read_about(self.ticket(run.pruned))["method"] != "imp"
+
+    def dataset(self, name: str, seed: int) -> Dataset:
+        """A dataset with the preset's order, and with splits of their own for each seed where the preset says so, on
+        the device; see `dwlth.data.load`."""
+        split = seed if self.preset.splits == "by seed" else 0
+        return load(name, self.data, self.preset.order, split).to(self.device)
+
+    def write_preset(self) -> None:
         """Write `preset.json`, unless it is there with the same numbers: a part of the grid is no other preset."""
         path = self.path / "preset.json"
         with contextlib.suppress(OSError, ValueError, AttributeError):
-            if json.loads(path.read_text()).items() >= preset.identity().items():
+            if json.loads(path.read_text()).items() >= self.preset.identity().items():
                 return
-        write_json(path, plain(preset))
+        write_json(path, plain(self.preset))
 
     def records(self) -> list[dict[str, Any]]:
         """All readable records, oldest first; one that is no record is named in a warning and set aside."""
@@ -87,26 +138,48 @@ class Folder:
         return set(self.seconds())
 
     def collect(self) -> pd.DataFrame:
-        """Add the finished records to `table.csv` and return it. A row stays as it is when its run is done once more; a
-        run with other settings takes the place of its namesake; rows whose records are elsewhere stay.
+        """Add the records of this preset's runs to `table.csv`, and return its rows of this preset's runs. A row stays
+        as it is when its run is done once more. Records and rows of other settings (an older version of the preset)
+        stay on disk; a warning says how many, and they are not returned. A row of theirs gives way to a run of this
+        preset of the same name.
 
         Raises:
             NotYet: without a finished run.
         """
-        rows = pd.DataFrame([_row(record) for record in self.records() if record["status"] == "ok"])
-        if len(rows):
-            rows = rows.drop_duplicates(KEY, keep="last")
-        if self.table.exists():
+        records = [record for record in self.records() if record["status"] == "ok"]
+        own = [record for record in records if self._owns(record["config"], record["id"])]
+        rows = pd.DataFrame([_row(record) for record in own]).drop_duplicates(KEY, keep="last") if own else None
+        table = read_table(self.table) if self.table.exists() else None
+        if table is not None and rows is not None:
+            rows = rows[~rows["id"].isin(table["id"])]
+        if rows is not None and len(rows):
+            rows = pd.concat([part for part in (table, rows) if part is not None], ignore_index=True)
+            rows = rows.drop_duplicates(KEY, keep="last").sort_values(KEY, kind="stable").reset_index(drop=True)
+            write(self.table, lambda path: rows.to_csv(path, index=False, lineterminator="\n", float_format="%.10g"))
             table = read_table(self.table)
-            rows = rows[~rows["id"].isin(table["id"])] if len(rows) else rows
-            if not len(rows):
-                return table
-            rows = pd.concat([table, rows], ignore_index=True).drop_duplicates(KEY, keep="last")
-        if not len(rows):
+        if table is None:
             raise NotYet(f"{self.path}: no finished run yet; `python -m dwlth run` makes them")
-        rows = rows.sort_values(KEY, kind="stable").reset_index(drop=True)
-        write(self.table, lambda path: rows.to_csv(path, index=False, lineterminator="\n", float_format="%.10g"))
-        return read_table(self.table)
+        columns = [column for column in Run.__dataclass_fields__ if column in table]
+        current = [self._owns(dict(zip(columns, row[1:])), row[0]) for row in table[["id", *columns]].itertuples(False)]
+        others = len(table) - sum(current) + len(records) - len(own)
+        if others:
+            warnings.warn(
+                f"{self.path}: {others} rows or records are left out: they are of other settings than those of "
+                f"{self.preset.name} now",
+                stacklevel=2,
+            )
+        return table[current].reset_index(drop=True)
+
+    def _owns(self, fields: dict[str, Any], id_: str) -> bool:
+        """Whether a run, given by fields of `Run`, has this id in this preset."""
+        run = Run(**{name: fields[name] for name in Run.__dataclass_fields__ if name in fields})
+        return run.source in self.preset.pretrain and self._id(run) == id_
+
+    def _id(self, run: Run) -> str:
+        try:
+            return self.preset.run_id(run)
+        except KeyError:  # a regime that the preset has no more
+            return ""
 
 
 def read_record(path: Path) -> dict[str, Any]:
@@ -145,14 +218,19 @@ def read_table(path: Path) -> pd.DataFrame:
     if missing:
         raise DwlthError(f"{path}: not a table of results: no column {missing[0]!r}")
     text = ["downstream", "regime"]
-    return table.astype({column: object for column in text} | {"fraction": float}).fillna(
+    table = table.astype({column: object for column in text} | {"fraction": float}).fillna(
         {column: "" for column in text}
     )
+    own = table["source_seed"] if "source_seed" in table else pd.Series(float("nan"), table.index)
+    table["source_seed"] = [None if pd.isna(seed) else int(seed) for seed in own]  # None: the run's own seed
+    table["source_seed"] = table["source_seed"].astype(object).where(own.notna(), None)
+    return table
 
 
 def _row(record: dict[str, Any]) -> dict[str, Any]:
     config, result = record["config"], record["result"]
     row = {"id": record["id"]} | {column: config[column] for column in KEY}
+    row["source_seed"] = config.get("source_seed")
     row |= {key: result[key] for key in ("sparsity", "n_train", "sa", "ra")} | {"ra_pgd": result.get("ra_pgd")}
     for best in ("best_sa", "best_ra"):
         values = result.get(best) or {}

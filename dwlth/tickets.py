@@ -1,52 +1,71 @@
 """Tickets: the masks of a source, by iterative magnitude pruning (IMP) with rewinding, one-shot or at random."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from dwlth import checkpoints, data, masks, sources
+from dwlth import masks, sources
 from dwlth.errors import DwlthError
+from dwlth.evaluation import evaluate
 from dwlth.files import read_tensors, write_tensors
-from dwlth.masks import Mask
+from dwlth.masks import METHODS, Mask
 from dwlth.models import Classifier
-from dwlth.presets import Preset, Run
 from dwlth.results import Folder
-from dwlth.training import evaluate, fit, stream
+from dwlth.runs import Run, stream
+from dwlth.training import Fit, fit_members
 
 
-def imp_round(preset: Preset, run: Run, folder: Folder, device: str, **training) -> dict[str, Any]:
-    """One round of IMP. The network starts at the pre-trained weights, batch-norm statistics and head (it is
+def imp_round(folder: Folder, runs: Sequence[Run], **training) -> list[dict[str, Any]]:
+    """One round of IMP. Each network starts at the pre-trained weights, batch-norm statistics and head (it is
     rewound), is masked with ticket `run.round`, trained on the pre-training task, measured on its test set, and
     pruned to ticket `run.round + 1`, which is saved. Round 0 trains nothing: the first prune is that of the source,
-    so ticket k has sparsity 1 - 0.8^k (paper). `training` goes to `dwlth.training.fit`."""
-    task = data.load(preset.upstream, folder.data, preset.order).to(device)
-    model = sources.load(preset, run, folder, device)
-    sources.check_head(model, task)
-    belongs_to = masks.fingerprint(masks.prunable(model.net))
-    mask = find(preset, run, folder, model)
-    seed = stream(run.seed, "imp", run.round)
-    recipe, history = preset.recipe(run), []
-    if run.round > 0:
-        history = fit(model, recipe, task.train, task.val, seed=seed, mask=mask, **training).history
-    sa, ra = evaluate(model, task.test, preset.evaluation, seed, **recipe.measuring)
-    ticket = masks.prune(mask, masks.magnitude(model.net), preset.prune_rate)
-    save(
-        folder.ticket(run, run.round + 1),
-        ticket,
-        id=preset.run_id(run),
-        preset=preset.name,
-        source=run.source,
-        method="imp",
-        seed=run.seed,
-        round=run.round + 1,
-        belongs_to=belongs_to,
-    )
-    return {"sa": sa, "ra": ra, "sparsity": mask.sparsity, "n_train": len(task.train), "history": history}
+    so ticket k has sparsity 1 - 0.8^k (paper).
+
+    Args:
+        runs: with one recipe between them; several are trained side by side.
+        training: goes to `dwlth.training.fit_members`.
+
+    Returns:
+        The result of each run; `{"error": ...}` where its training broke down.
+    """
+    preset, first = folder.preset, runs[0]
+    tasks = [folder.dataset(preset.upstream, run.seed) for run in runs]
+    models = [sources.load(folder, run) for run in runs]
+    for model, task in zip(models, tasks):
+        sources.check_head(model, task)
+    belongs_to = [masks.fingerprint(masks.prunable(model.net)) for model in models]
+    tickets = [find(folder, run, model) for run, model in zip(runs, models)]
+    seeds = [stream(run.seed, "imp", run.round) for run in runs]
+    recipe, fits = preset.recipe(first), [Fit()] * len(runs)
+    if first.round > 0:
+        trains, vals = [task.train for task in tasks], [task.val for task in tasks]
+        fits = fit_members(models, recipe, trains, vals, seeds=seeds, masks=tickets, **training)
+    results = []
+    for run, task, model, mask, seed, source, result in zip(runs, tasks, models, tickets, seeds, belongs_to, fits):
+        if result.error:
+            results.append({"error": result.error, "history": result.history})
+            continue
+        sa, ra = evaluate(model, task.test, preset.evaluation, seed, **recipe.measuring)
+        save(
+            folder.ticket(run.pruned),
+            masks.prune(mask, masks.magnitude(model.net), preset.prune_rate),
+            id=preset.run_id(run),
+            preset=preset.name,
+            source=run.source,
+            method="imp",
+            seed=run.seed,
+            round=run.round + 1,
+            belongs_to=source,
+        )
+        counts = {"sparsity": mask.sparsity, "n_train": len(task.train)}
+        results.append({"sa": sa, "ra": ra} | counts | {"history": result.history})
+    return results
 
 
-def find(preset: Preset, run: Run, folder: Folder, source: Classifier) -> Mask:
+def find(folder: Folder, run: Run, source: Classifier) -> Mask:
     """The ticket of a run on its source's weights, on the CPU: read from disk if it is IMP's, made here if not.
 
     Raises:
@@ -55,57 +74,18 @@ def find(preset: Preset, run: Run, folder: Folder, source: Classifier) -> Mask:
     mask = masks.dense(source.net)
     if run.round == 0:
         return mask
-    if run.method == "imp":
-        path = folder.ticket(run, run.round)
+    make = METHODS[run.method].scores
+    if make is None:
+        path = folder.ticket(run)
         mask, about = load(path)
         found = masks.fingerprint(masks.prunable(source.net))
         if about["belongs_to"] != found:
             raise DwlthError(f"{path}: a ticket of the weights {about['belongs_to']}, but these are {found}")
         return mask
-    scores = masks.magnitude(source.net) if run.method == "oneshot" else masks.random(source.net, run.seed)
+    scores = make(source.net, run.seed)
     for _ in range(run.round):  # in steps, so that the counts are exactly those of IMP
-        mask = masks.prune(mask, scores, preset.prune_rate)
+        mask = masks.prune(mask, scores, folder.preset.prune_rate)
     return mask
-
-
-def import_reference(file: str | Path, preset: Preset, run: Run, folder: Folder, force: bool = False) -> Path:
-    """Put a ticket of the paper's public code where `run` (a transfer of ticket `run.round`) will find it.
-
-    Its file must hold the pre-trained weights it rewinds to, and they must be those of the source in the folder;
-    `force` takes it on trust. Returns the ticket's path.
-
-    Raises:
-        DwlthError: if the file is no ticket, is one of another network, or belongs to other weights.
-    """
-    found = checkpoints.read(file)
-    if found.mask is None:
-        raise DwlthError(f"{file}: a dense {found.network} ({found.kind}), where a ticket should be")
-    source = sources.load(preset, run, folder, "cpu")
-    own = masks.prunable(source.net)
-    belongs_to = masks.fingerprint(own)
-    checkpoints.load_into(source.net, found.state, file, own_head=True)  # says where the networks differ
-    theirs = "unknown" if found.init is None else masks.fingerprint({name: found.init[name] for name in own})
-    if theirs != belongs_to and not force:
-        path = folder.source(run)
-        raise DwlthError(f"{file}: a ticket of the weights {theirs}, but those of {path} are {belongs_to}; --force")
-    save(
-        folder.ticket(run, run.round),
-        found.mask,
-        id=preset.run_id(Run("imp", run.source, run.from_seed, run.round - 1)),
-        preset=preset.name,
-        source=run.source,
-        method=f"imported from {Path(file).name}",
-        seed=run.seed,
-        round=run.round,
-        belongs_to=belongs_to,
-    )
-    return folder.ticket(run, run.round)
-
-
-def export_reference(file: str | Path, preset: Preset, run: Run, folder: Folder) -> None:
-    """Write the ticket of a run, on its pre-trained weights, as the paper's public code reads it."""
-    source = sources.load(preset, run, folder, "cpu")
-    checkpoints.write_reference_ticket(file, source.net.state_dict(), find(preset, run, folder, source))
 
 
 def save(path: Path, mask: Mask, **about: Any) -> None:

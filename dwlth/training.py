@@ -1,29 +1,26 @@
 """The one training loop: pre-training, the rounds of IMP and transfer, standard and adversarial, all run here."""
 
-import copy
-import hashlib
 import math
 import time
 import warnings
-from collections.abc import Callable
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 from tqdm.auto import tqdm
 
-from dwlth.attacks import Attack
-from dwlth.augment import Augment
 from dwlth.data import Split
 from dwlth.errors import DwlthError
+from dwlth.evaluation import evaluate, precision_of
+from dwlth.fast.stack import join
 from dwlth.files import write
 from dwlth.masks import Mask
 from dwlth.models import Classifier
 from dwlth.recipe import Recipe
+from dwlth.runs import stream
 
 CHECKPOINT_SECONDS = 60.0
 """A training that is killed loses at most this much work, plus one epoch (our choice)."""
@@ -54,93 +51,6 @@ class TrainingFailed(Exception):
     """The loss stopped being a finite number."""
 
 
-def stream(seed: int, *names: object) -> int:
-    """A seed of its own (63 bits) for each use of randomness, so that a resumed run needs no generator state."""
-    digest = hashlib.sha256(repr((seed, *names)).encode()).digest()
-    return int.from_bytes(digest[:8], "little") >> 1
-
-
-def available_precision(wanted: str, device: str | torch.device) -> str:
-    """The precision that is used where `wanted` is asked for: float32 for bfloat16 where the device has no units for
-    it, and for tf32 on a CPU."""
-    if torch.device(device).type == "cuda":
-        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        has_bf16 = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
-        wanted = wanted.replace("tf32", "float32")
-    return wanted if has_bf16 or wanted != "bfloat16" else "float32"
-
-
-@contextmanager
-def _precision(name: str, device: torch.device):
-    """Convolutions and products in this precision; on a GPU by its fastest algorithms, or its deterministic ones where
-    torch.use_deterministic_algorithms says so."""
-    name = available_precision(name, device)
-    matmul, tf32 = torch.backends.cuda.matmul, name == "tf32"
-    before, matmul.allow_tf32 = matmul.allow_tf32, tf32
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    flags = dict(enabled=True, benchmark=not deterministic, deterministic=deterministic, allow_tf32=tf32)
-    try:
-        with (
-            torch.backends.cudnn.flags(**flags),
-            torch.autocast(device.type, torch.bfloat16, enabled=name == "bfloat16"),
-        ):
-            yield
-    finally:
-        matmul.allow_tf32 = before
-
-
-def evaluate(
-    model: Classifier,
-    split: Split,
-    attack: Attack,
-    seed: int,
-    augment: Augment | None = None,
-    batch_size: int = 512,
-    precision: str = "float32",
-    exact: bool = False,
-) -> tuple[float, float | None]:
-    """SA and RA of `model` on `split`, each a fraction in [0, 1] of the images: SA of those classified right as they
-    are, RA of those classified right as they are, at the start of `attack` and after each of its steps (None where it
-    has none), so that an image once misclassified is attacked no further. The model is looked at in eval mode, and left
-    as it is; the seed draws the attack's random starts.
-
-    Args:
-        exact: attack every image to the end, and let RA be the fraction classified right there, as in the reference
-            code: that also counts images which the attack, or its last steps, turn from wrong to right.
-        precision: see `Recipe.precision`.
-    """
-    folded, device, ra = _folded(model), split.labels.device, None
-    with torch.no_grad(), _precision(precision, device):
-        batches = split.batches(batch_size, augment=augment)
-        right = torch.cat([folded(x).argmax(1) == y for x, y in batches])
-        sa = (right.sum() / len(right)).item()
-        if attack.steps:
-            attacked = split if exact else split.take(right.nonzero().flatten().tolist())  # again in full batches
-            generator = torch.Generator(device).manual_seed(stream(seed, "evaluate"))
-            robust = 0
-            for x, y in attacked.batches(batch_size, augment=augment):
-                if exact:
-                    robust += int((folded(attack(folded, x, y, generator)).argmax(1) == y).sum())
-                else:
-                    robust += attack.survivors(folded, x, y, generator)
-            ra = robust / len(split)
-    return sa, ra
-
-
-def _folded(model: nn.Module) -> nn.Module:
-    """A copy, in eval mode, with each batch norm folded into the convolution registered before it: the same function
-    for ResNets, faster. (torch.fx would find the pairs in any network, but while it traces one it patches all networks
-    of the process, also those that other threads train.)"""
-    model = copy.deepcopy(model).eval()
-    modules = list(model.named_modules())
-    for (name, conv), (after, norm) in zip(modules, modules[1:]):
-        if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-            model.set_submodule(name, fuse_conv_bn_eval(conv, norm))
-            model.set_submodule(after, nn.Identity())
-    return model
-
-
 def catastrophic_overfitting(row: dict) -> bool:
     """Whether a row of the history shows a network that withstands the single step it was trained on, but not several
     (Wong et al., 2020): RA under the single step is at least 30 % and at least half of SA, and RA under PGD is at most
@@ -149,49 +59,55 @@ def catastrophic_overfitting(row: dict) -> bool:
     return None not in (sa, fgsm, pgd) and fgsm >= max(0.3, 0.5 * sa) and pgd <= 0.1 * fgsm
 
 
-def fit(model: Classifier, recipe: Recipe, train: Split, val: Split, **options) -> Fit:
+def fit(model: Classifier, recipe: Recipe, train: Split, val: Split, *, seed: int, **options) -> Fit:
     """`fit_members` for a single network.
 
     Raises:
         TrainingFailed: when the mean loss of an epoch is not finite.
     """
-    result = fit_members(model, recipe, train, val, **options)[0]
+    mask = options.pop("mask", None)
+    result = fit_members([model], recipe, [train], [val], seeds=[seed], masks=[mask] if mask else None, **options)[0]
     if result.error:
         raise TrainingFailed(result.error)
     return result
 
 
 def fit_members(
-    model: Classifier,
+    models: Sequence[Classifier],
     recipe: Recipe,
-    train: Split,
-    val: Split,
+    trains: Sequence[Split],
+    vals: Sequence[Split],
     *,
-    seed: int,
-    mask: Mask | None = None,
+    seeds: Sequence[int],
+    masks: Sequence[Mask] | None = None,
+    stacked: bool = False,
     checkpoint: Path | None = None,
     deadline: float = math.inf,
     on_epoch: Callable[[dict], bool | None] | None = None,
     progress: bool = False,
 ) -> list[Fit]:
-    """Train `model` (its network in `model.net`), or all members of a `dwlth.models.Stack` on the same batches, in
-    place; it ends with the last epoch's weights. Returns a `Fit` for each member. Warns of the first epoch that shows
-    catastrophic overfitting.
+    """Train `models` (their networks in `model.net`) side by side, in place; they end with the last epoch's weights.
+    Returns a `Fit` for each. Warns of the first epoch that shows catastrophic overfitting.
 
     Args:
-        train, val: on the model's device.
-        seed: of the order of images and the random starts; the same seed on the same device repeats the result.
-        mask: keeps its pruned weights at zero from before the first step to after the last.
+        trains, vals: the images of each model, on its device; of equal numbers.
+        seeds: of each model: of the order of its images and the random starts; the same seed on the same device
+            repeats the result.
+        masks: of each model: keeps its pruned weights at zero from before the first step to after the last.
+        stacked: train them as one (`dwlth.fast.stack`), which rounds otherwise; needed for more than one model.
         checkpoint: a file of the caller's, for this training alone. Where it exists, training goes on from it;
             it is written every `CHECKPOINT_SECONDS` and at the deadline. The caller deletes it when all is safe.
         deadline: a `time.time()` after which no epoch is begun that would end later.
-        on_epoch: called with each new row of the (first member's) history; returns True to stop there, as at the
+        on_epoch: called with each new row of the first model's history; returns True to stop there, as at the
             deadline.
         progress: show a bar over the epochs.
 
     Raises:
         OutOfTime: at the deadline, or when `on_epoch` says so.
     """
+    model, mask = models[0], masks[0] if masks else None
+    if stacked:
+        model, mask, trains, vals, seeds = join(models, masks, trains, vals, seeds)
     keep_masked = mask.apply_(model.net) if mask else None
     parameters = list(model.parameters())
     groups: list = parameters
@@ -210,7 +126,7 @@ def fit_members(
     )
     if keep_masked:
         optimizer.register_step_post_hook(lambda *_: keep_masked())
-    fits = [Fit() for _ in range(model.members)]
+    fits = [Fit() for _ in seeds]
     if checkpoint and checkpoint.exists():
         state = read_checkpoint(checkpoint)
         model.net.load_state_dict(state["net"])
@@ -226,9 +142,9 @@ def fit_members(
     bar = tqdm(range(done, recipe.epochs), "epochs", recipe.epochs, leave=False, disable=not progress, initial=done)
     for epoch in bar:
         began = time.time()
-        rows = _train_epoch(model, recipe, train, optimizer, epoch, seed)
+        rows = _train_epoch(model, recipe, trains, optimizer, epoch, seeds)
         if recipe.validates(epoch):
-            for result, row, one in zip(fits, rows, model.alone()):
+            for result, row, one, val, seed in zip(fits, rows, model.alone(), vals, seeds):
                 _validate(one, recipe, val, row, stream(seed, "validate", epoch))
                 _keep_best(result.best, row, one.net.state_dict(), recipe)
         for result, row in zip(fits, rows):
@@ -254,7 +170,10 @@ def fit_members(
             saved = now
         if out_of_time:
             raise OutOfTime
-    return fits
+    if stacked:
+        for own, trained in zip(models, model.alone()):
+            own.load_state_dict(trained.state_dict())
+    return fits[: len(models)]
 
 
 def read_checkpoint(path: Path) -> dict:
@@ -276,24 +195,22 @@ def read_checkpoint(path: Path) -> dict:
 def _train_epoch(
     model: Classifier,
     recipe: Recipe,
-    train: Split,
+    trains: Sequence[Split],
     optimizer: torch.optim.Optimizer,
     epoch: int,
-    seed: int,
+    seeds: Sequence[int],
 ) -> list[dict]:
     """One epoch; a row of the history for each member, not validated yet."""
-    device, members = train.labels.device, model.members
-    generator = torch.Generator(device).manual_seed(stream(seed, "train", epoch))
+    device, members, images = trains[0].labels.device, model.members, len(trains[0])
+    generators = [torch.Generator(device).manual_seed(stream(seed, "train", epoch)) for seed in seeds]
     sums = torch.zeros(2, members, device=device)  # read once, at the end: a GPU is not kept waiting
-
     model.train()
-    batches = math.ceil(len(train) / recipe.batch_size)
-    for i, (x, y) in enumerate(train.batches(recipe.batch_size, generator, recipe.augment)):
+    batches = math.ceil(images / recipe.batch_size)
+    for i, (x, y) in enumerate(_batches(recipe, trains, generators)):
         for group in optimizer.param_groups:
             group["lr"] = recipe.lr_at(epoch, i / batches)
-        x, y = x.repeat_interleave(members, 0), y.repeat_interleave(members)
-        with _precision(recipe.precision, device):  # once for a step, which so casts its weights once
-            x = recipe.attack(model, x, y, generator, members)
+        with precision_of(recipe.precision, device):  # once for a step, which so casts its weights once
+            x = recipe.attack(model, x, y, generators)
             logits = model(x)
         losses = F.cross_entropy(logits.float(), y, reduction="none").view(-1, members)
         optimizer.zero_grad()
@@ -303,7 +220,22 @@ def _train_epoch(
         sums += torch.stack([losses.detach().sum(0), right.sum(0)])
     head = {"epoch": epoch, "lr": recipe.lr_at(epoch)}
     tail = {"val_sa": None, "val_ra": None, "val_fgsm": None, "overfits": False}
-    return [head | {"loss": loss, "accuracy": right} | tail for loss, right in (sums / len(train)).T.tolist()]
+    return [head | {"loss": loss, "accuracy": right} | tail for loss, right in (sums / images).T.tolist()]
+
+
+def _batches(
+    recipe: Recipe, trains: Sequence[Split], generators: Sequence[torch.Generator]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches of all members: row n * members + m is image n of member m."""
+    streams = [
+        train.batches(recipe.batch_size, generator, recipe.augment) for train, generator in zip(trains, generators)
+    ]
+    if len(streams) == 1:
+        yield from streams[0]
+        return
+    for parts in zip(*streams):
+        x, y = (torch.stack(part, 1).flatten(0, 1) for part in zip(*parts))
+        yield x, y
 
 
 def _validate(model: Classifier, recipe: Recipe, val: Split, row: dict, seed: int) -> None:

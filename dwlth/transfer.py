@@ -6,57 +6,57 @@ from typing import Any
 
 import torch
 
-from dwlth import data, models, sources, tickets
+from dwlth import models, sources, tickets
 from dwlth.attacks import autoattack
+from dwlth.data import Dataset, subset
+from dwlth.evaluation import evaluate
 from dwlth.files import write_tensors
 from dwlth.masks import Mask
 from dwlth.models import Classifier
-from dwlth.presets import Preset, Run
 from dwlth.results import Folder
-from dwlth.training import evaluate, fit_members, stream
+from dwlth.runs import Run, stream
+from dwlth.training import fit_members
 
 
-def start(preset: Preset, run: Run, folder: Folder, task: data.Dataset, device: str) -> tuple[Classifier, Mask]:
+def start(folder: Folder, run: Run, task: Dataset) -> tuple[Classifier, Mask]:
     """The network a transfer starts from, and its mask: the pre-trained weights and batch-norm statistics, a new
     head for the task, and the task's own normalisation."""
-    source = sources.load(preset, run, folder, device)
-    mask = tickets.find(preset, run, folder, source)
-    model = models.build(preset.network, task.classes, task.mean, task.std, stream(run.seed, "head")).to(device)
+    source = sources.load(folder, run)
+    mask = tickets.find(folder, run, source)
+    model = models.build(folder.preset.network, task.classes, task.mean, task.std, stream(run.seed, "head"))
     head = {name: tensor for name, tensor in model.net.state_dict().items() if name.startswith("fc.")}
     model.net.load_state_dict(source.net.state_dict() | head)
-    return model, mask
+    return model.to(folder.device), mask
 
 
-def transfer(preset: Preset, runs: Sequence[Run], folder: Folder, device: str, **training) -> list[dict[str, Any]]:
+def transfer(folder: Folder, runs: Sequence[Run], **training) -> list[dict[str, Any]]:
     """Train tickets on their downstream task, and test of each the networks with the best validation SA and RA, each
-    for SA and for RA. The headline `sa` and `ra` are those of one network: the best-SA one under standard training, the
-    best-RA one under adversarial training (our choice; the paper does not say); that network is kept where the preset
-    says so.
+    for SA and for RA. The headline `sa` and `ra` are those of one network: the best-RA one where training is
+    adversarial and RA is validated, the best-SA one elsewhere (our choice; the paper does not say); that network is
+    kept where the preset says so.
 
     Args:
-        runs: transfers that differ in their source, round and method alone. They are trained side by side where the
-            preset does so (then a lone one beside its double, to the same bits).
+        runs: with one recipe, downstream task and fraction between them; several are trained side by side.
         training: goes to `dwlth.training.fit_members`.
 
     Returns:
         The result of each run; `{"error": ...}` where its training broke down.
     """
-    first = runs[0]
-    task = data.load(first.downstream, folder.data, preset.order).to(device)
-    models_, masks = zip(*(start(preset, run, folder, task, device) for run in runs))
-    model, mask = models_[0], masks[0]
-    if preset.together > 1:
-        doubled = 2 if len(runs) == 1 else 1
-        model, mask = models.Stack(models_ * doubled), Mask(models.side_by_side(masks * doubled))
-    indices = data.subset(task.train.labels, first.fraction, preset.subset, first.seed, preset.allow_empty_classes)
-    seed = stream(first.seed, "transfer")
-    train, recipe = task.train.take(indices), preset.recipe(first)
-    fits = fit_members(model, recipe, train, task.val, seed=seed, mask=mask, **training)
-
+    preset, first = folder.preset, runs[0]
+    recipe = preset.recipe(first)
+    tasks = [folder.dataset(first.downstream, run.seed) for run in runs]
+    models_, masks = zip(*(start(folder, run, task) for run, task in zip(runs, tasks)))
+    indices = [
+        subset(task.train.labels, run.fraction, preset.subset, run.seed, preset.allow_empty_classes)
+        for run, task in zip(runs, tasks)
+    ]
+    trains = [task.train.take(chosen) for task, chosen in zip(tasks, indices)]
+    seeds = [stream(run.seed, "transfer") for run in runs]
+    fits = fit_members(models_, recipe, trains, [task.val for task in tasks], seeds=seeds, masks=masks, **training)
     results = []
-    for run, one, own_mask, result in zip(runs, models_, masks, fits):
+    for run, task, model, mask, seed, chosen, result in zip(runs, tasks, models_, masks, seeds, indices, fits):
         if result.error:
-            results.append({"error": result.error})
+            results.append({"error": result.error, "history": result.history})
             continue
         tested: dict[int, tuple] = {}  # the two are often the same network
         best = {}
@@ -64,43 +64,44 @@ def transfer(preset: Preset, runs: Sequence[Run], folder: Folder, device: str, *
             kept = result.best[metric]
             epoch = kept["epoch"]
             if epoch not in tested:
-                one.net.load_state_dict(kept["state"])
-                tested[epoch] = evaluate(one, task.test, preset.evaluation, seed, **recipe.measuring)
+                model.net.load_state_dict(kept["state"])
+                tested[epoch] = evaluate(model, task.test, preset.evaluation, seed, **recipe.measuring)
             sa, ra = tested[epoch]
             best[metric] = {"epoch": epoch, "val_sa": kept["val_sa"], "val_ra": kept["val_ra"], "sa": sa, "ra": ra}
-        judged = "ra" if run.regime == "adversarial" and "ra" in best else "sa"
+        judged = "ra" if recipe.attack.steps and "ra" in best else "sa"
         sa, ra = best[judged]["sa"], best[judged]["ra"]
         if preset.keep_networks:
             about = {"id": preset.run_id(run), "run": str(run), "network": preset.network, "classes": task.classes}
             about |= {"mean": task.mean, "std": task.std, "sa": sa, "ra": ra}
-            write_tensors(folder.network(about["id"]), result.best[judged]["state"], kind="network", **about)
-        record = {"sa": sa, "ra": ra, "sparsity": own_mask.sparsity, "n_train": len(train)}
+            write_tensors(folder.network(run), result.best[judged]["state"], kind="network", **about)
+        record = {"sa": sa, "ra": ra, "sparsity": mask.sparsity, "n_train": len(chosen)}
         record |= {f"best_{metric}": numbers for metric, numbers in best.items()}
-        record["indices"] = indices if len(train) < len(task.train) else "all"
+        record["indices"] = chosen if len(chosen) < len(task.train) else "all"
         results.append(record | {"history": result.history})
     return results
 
 
-def load(preset: Preset, run: Run, folder: Folder, device: str) -> Classifier:
+def load(folder: Folder, run: Run) -> Classifier:
     """The network that a transfer ended with: the one whose SA and RA are its headline.
 
     Raises:
         DwlthError: where it was not kept.
     """
-    return sources.read(folder.network(preset.run_id(run)), "network", device).eval()
+    return sources.read(folder.network(run), "network", folder.device).eval()
 
 
-def under_autoattack(preset: Preset, run: Run, folder: Folder, device: str) -> dict[str, Any]:
+def under_autoattack(folder: Folder, runs: Sequence[Run], **_) -> list[dict[str, Any]]:
     """SA, RA under AutoAttack (`ra`) and RA under the preset's evaluation attack (`ra_pgd`) of the network that a
-    transfer ended with, all on the same first `preset.autoattack_images` test images.
+    transfer (one) ended with, all on the same first `preset.autoattack_images` test images.
 
     Raises:
         DwlthError: see `dwlth.attacks.autoattack`.
     """
-    task = data.load(run.downstream, folder.data, preset.order).to(device)
+    (run,), preset = runs, folder.preset
+    task = folder.dataset(run.downstream, run.seed)
     transferred = replace(run, stage="transfer")
-    model = load(preset, transferred, folder, device)
-    mask = tickets.find(preset, run, folder, sources.load(preset, run, folder, device))
+    model = load(folder, transferred)
+    mask = tickets.find(folder, run, sources.load(folder, run))
     test = task.test.take(list(range(min(preset.autoattack_images, len(task.test)))))
     recipe, seed, attack = preset.recipe(run), stream(run.seed, "autoattack"), preset.evaluation
     sa, ra_pgd = evaluate(model, test, attack, seed, **recipe.measuring)
@@ -109,4 +110,5 @@ def under_autoattack(preset: Preset, run: Run, folder: Folder, device: str) -> d
         adversarial = autoattack(model, x, y, attack.eps, attack.norm, seed=seed % 2**31)
         with torch.no_grad():
             right += (model(adversarial).argmax(1) == y).sum().item()
-    return {"sa": sa, "ra": right / len(test), "ra_pgd": ra_pgd, "sparsity": mask.sparsity, "n_train": 0, "history": []}
+    counts = {"sparsity": mask.sparsity, "n_train": 0, "history": []}
+    return [{"sa": sa, "ra": right / len(test), "ra_pgd": ra_pgd} | counts]

@@ -8,18 +8,21 @@ import torch
 
 from dwlth import data, models
 from dwlth.attacks import Attack
-from dwlth.augment import Augment
-from dwlth.presets import Given, Preset, Run
-from dwlth.recipe import Recipe
+from dwlth.data import Augment
+from dwlth.evaluation import evaluate
+from dwlth.presets import Preset
+from dwlth.recipe import Given, Recipe
 from dwlth.results import Folder
-from dwlth.training import evaluate, fit_members
+from dwlth.runs import Run
+from dwlth.training import fit_members
 
 
-def estimate(preset: Preset, runs: list[Run], folder: Folder, device: str, threads: int = 0) -> dict[Run, float]:
+def estimate(folder: Folder, runs: list[Run], threads: int = 0) -> dict[Run, float]:
     """Seconds that each of `runs` would take with nothing beside it, from a few timed steps of each kind: on as many
     threads as torch has now, or as are given. Published datasets need not be on disk: steps are timed on blank images
     of their size, already decoded."""
-    tasks = cache(lambda name: data.blank(name) or data.load(name, folder.data, preset.order))
+    preset, device = folder.preset, folder.device
+    tasks = cache(lambda name: data.blank(name) or folder.dataset(name, 0))
     step = cache(partial(_step_seconds, preset, device))
     test_image = cache(partial(_test_seconds, preset, device))
 
@@ -32,7 +35,7 @@ def estimate(preset: Preset, runs: list[Run], folder: Folder, device: str, threa
             return 0.0  # a download, of which nothing is known
         task = tasks(run.downstream or preset.upstream)
         transfers = run.stage == "transfer"
-        members = preset.together if transfers else 1
+        members = preset.together if preset.stacks(run) else 1
         seconds = (1 + transfers) * len(task.test) * test(task, preset.evaluation, recipe)
         if run.stage == "imp" and run.round == 0:
             return seconds
@@ -57,7 +60,9 @@ def _step_seconds(preset: Preset, device: str, task: data.Dataset, recipe: Recip
 
     def timed(n: int) -> float:
         images = task.train.take(list(range(n))).to(device)
-        history = fit_members(_blank(preset, device, task, members), recipe, images, images, seed=0)[0].history
+        nets = [_blank(preset, device, task) for _ in range(members)]
+        alike = [[images] * members] * 2
+        history = fit_members(nets, recipe, *alike, seeds=[0] * members, stacked=members > 1)[0].history
         return min(row["seconds"] for row in history[:2]) / members  # the last one also validates
 
     return _scaled(timed, size)
@@ -67,7 +72,7 @@ def _test_seconds(
     preset: Preset, device: str, task: data.Dataset, attack: Attack, augment: Augment, precision: str
 ) -> float:
     """Time of one image's evaluation, with every image attacked."""
-    model = _blank(preset, device, task, 1)
+    model = _blank(preset, device, task)
 
     def timed(n: int) -> float:
         images = task.test.take(list(range(n))).to(device)
@@ -80,10 +85,9 @@ def _test_seconds(
     return _scaled(timed, size) / size
 
 
-def _blank(preset: Preset, device: str, task: data.Dataset, members: int) -> models.Classifier:
-    """Untrained networks of a preset, to time."""
-    model = models.build(preset.network, task.classes, task.mean, task.std, seed=0).to(device)
-    return models.Stack([model] * members) if members > 1 else model
+def _blank(preset: Preset, device: str, task: data.Dataset) -> models.Classifier:
+    """An untrained network of a preset, to time."""
+    return models.build(preset.network, task.classes, task.mean, task.std, seed=0).to(device)
 
 
 def _scaled(timed: Callable[[int], float], size: int) -> float:

@@ -5,14 +5,15 @@ ones stream from disk, decoded and cropped by worker processes.
 the images as the network sees them.
 """
 
+import contextlib
 import ctypes
 import hashlib
 import math
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +21,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from dwlth.augment import Augment
+from dwlth.data.augment import Augment
+from dwlth.data.images import decode, read, tree
 from dwlth.errors import DwlthError
-from dwlth.images import decode, read, tree
 
 MEAN_STD = {  # of pixels in [0, 1], red, green, blue
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),  # reference code
@@ -30,8 +31,6 @@ MEAN_STD = {  # of pixels in [0, 1], red, green, blue
     "svhn": ((0.4377, 0.4438, 0.4728), (0.1201, 0.1231, 0.1052)),  # reference code; others have a std of about 0.2
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),  # torchvision's
 }
-TRAIN_IMAGES = {"cifar10": 45_000, "cifar100": 45_000, "svhn": 68_257}
-"""The first so many official training images train, and the 5,000 that follow, the last, validate (paper)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -226,31 +225,50 @@ def _check_fraction(fraction: float) -> None:
         raise DwlthError(f"fraction of the training data is {fraction}: give a number above 0 and at most 1")
 
 
-PUBLISHED = {  # training, validation and test images, classes, and pixels a side as they are stored or streamed
-    "cifar10": (45_000, 5_000, 10_000, 10, 32),
-    "cifar100": (45_000, 5_000, 10_000, 100, 32),
-    "svhn": (68_257, 5_000, 26_032, 10, 32),
-    "imagenet": (1_281_167, 50_000, 50_000, 1000, 256),
-}
+@dataclass(frozen=True)
+class Entry:
+    """A dataset with a name."""
+
+    load: Callable[[Path, str, int], Dataset]
+    """From the folder of the datasets, the order and the seed (see `load`) to the images."""
+    sizes: tuple[int, int, int] = ()
+    """Training, validation and test images, of a published dataset."""
+    classes: tuple[str, ...] | int = 0
+    """Of a published dataset: the names of its classes in the order of the labels, or their number."""
+    side: int = 32
+    """Pixels a side, as they are stored or streamed."""
+    mean_std: tuple[tuple[float, ...], tuple[float, ...]] = ()
+    """Of the pixels of a published dataset in [0, 1], per channel."""
+    on_disk: str = ""
+    """What lies in the folder of the datasets once it is there; empty: it comes with a package."""
+    download: bool = False
+    """Whether torchvision downloads it."""
 
 
 def blank(name: str) -> Dataset | None:
     """Black images of the published number and size, to time and count with where the real ones are not on disk; they
     take no memory. None for other datasets."""
-    if name not in PUBLISHED:
+    entry = DATASETS.get(name)
+    if entry is None or not entry.sizes:
         return None
-    *sizes, classes, side = PUBLISHED[name]
-    images, label = torch.zeros(1, 3, side, side, dtype=torch.uint8), torch.zeros(1, dtype=torch.long)
-    splits = [Split(images.expand(size, -1, -1, -1), label.expand(size)) for size in sizes]
-    return Dataset(name, *splits, classes, *MEAN_STD[name])
+    images = torch.zeros(1, 3, entry.side, entry.side, dtype=torch.uint8)
+    label = torch.zeros(1, dtype=torch.long)
+    splits = [Split(images.expand(size, -1, -1, -1), label.expand(size)) for size in entry.sizes]
+    return Dataset(name, *splits, _number(entry.classes), *entry.mean_std)
 
 
-DATASETS = ("digits0-4", "digits5-9", "cifar10", "cifar100", "svhn", "imagenet")
-"""The datasets with a name; any other is `folder:PATH`."""
+def _number(classes: tuple[str, ...] | int) -> int:
+    return classes if isinstance(classes, int) else len(classes)
+
+
+def check_name(name: str) -> None:
+    """Raise `DwlthError` for a name that `load` does not know."""
+    if name not in DATASETS and not name.startswith("folder:"):
+        raise DwlthError(f"unknown dataset {name!r}: choose from {', '.join(DATASETS)}, or give folder:PATH")
 
 
 @cache
-def load(name: str, root: str | Path = "data", order: str = "given") -> Dataset:
+def load(name: str, root: str | Path = "data", order: str = "given", seed: int = 0) -> Dataset:
     """The dataset of that name, on the CPU; the same object when asked again.
 
     Args:
@@ -265,45 +283,53 @@ def load(name: str, root: str | Path = "data", order: str = "given") -> Dataset:
         order: of the images of CIFAR and SVHN before they are split: `given`: torchvision's; `content`: by a hash of
             the pixels, so that files of any kind and order give the same splits (our choice). Other datasets have an
             order of their own.
+        seed: of the splits of a dataset that has none of its own: the handwritten digits.
 
     Raises:
         DwlthError: for an unknown name, images that are absent and cannot be had, and folders or files that are not
             what they should be.
     """
-    if name.startswith("digits") and name in DATASETS:
-        return _digits(int(name[6]), int(name[8]))
-    if name in TRAIN_IMAGES:
-        return _published(name, Path(root), order)
-    if name == "imagenet":
-        return _folder(name, Path(root, "imagenet"))
+    check_name(name)
     if name.startswith("folder:"):
         return _folder(name, Path(root, name.removeprefix("folder:")))
-    raise DwlthError(f"unknown dataset {name!r}: choose from {', '.join(DATASETS)}, or give folder:PATH")
+    return DATASETS[name].load(Path(root), order, seed)
 
 
-def _digits(first: int, last: int) -> Dataset:
+def fetch(name: str, root: str | Path) -> None:
+    """Have torchvision download a dataset that it knows and that is not on disk; a failure is left for `load` to
+    report."""
+    entry = DATASETS.get(name)
+    if entry and entry.download and not (Path(root) / name / "train").is_dir():
+        with contextlib.suppress(DwlthError):
+            _torchvision(name, Path(root))
+
+
+def _digits(first: int, last: int, root: Path, order: str, seed: int) -> Dataset:
     """Handwritten digits first..last of scikit-learn's copy of the UCI set (Alpaydin & Kaynak, 1998): 8x8 scans in
-    17 grey levels, here stretched to 0..255. Split once for all seeds, stratified, 55 / 15 / 30 % (our choice: a
-    test set of some 270 images keeps one image's weight below 0.4 points)."""
+    17 grey levels, here stretched to 0..255. Of each class, drawn by the seed, 30 % test, 15 % validate and the rest
+    trains (our choice: a test set of some 270 images keeps one image's weight below 0.4 points)."""
     from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
 
     scans = load_digits()
     chosen = (scans.target >= first) & (scans.target <= last)
     images = torch.from_numpy(scans.images[chosen] * 255 / 16).round().to(torch.uint8).unsqueeze(1)
     labels = torch.from_numpy(scans.target[chosen]).long() - first
-    rest, test = train_test_split(np.arange(len(labels)), test_size=0.30, stratify=labels, random_state=0)
-    train, val = train_test_split(rest, test_size=0.15 / 0.70, stratify=labels[rest], random_state=0)
-    train, val, test = (Split(images[index], labels[index]) for index in (train, val, test))
+    rng, parts = np.random.default_rng(seed), ([], [], [])
+    for label in range(last - first + 1):
+        members = rng.permutation((labels == label).nonzero().flatten().numpy())
+        cuts = [round(0.30 * len(members)), round(0.45 * len(members))]
+        for part, indices in zip(parts, np.split(members, cuts)):
+            part += indices.tolist()
+    test, val, train = (Split(images[sorted(part)], labels[sorted(part)]) for part in parts)
     pixels = train.images.float() / 255
     return Dataset(
         f"digits{first}-{last}", train, val, test, last - first + 1, (pixels.mean().item(),), (pixels.std().item(),)
     )
 
 
-def _published(name: str, root: Path, order: str) -> Dataset:
+def _published(name: str, root: Path, order: str, seed: int) -> Dataset:
     """CIFAR-10, CIFAR-100 or SVHN, with as many training and validation images as in the paper."""
-    if name != "svhn" and (root / name / "train").is_dir():
+    if (root / name / "train").is_dir():
         if order != "content":
             raise DwlthError(
                 f"{root / name}: image files, but the splits of this preset follow torchvision's order: "
@@ -314,9 +340,9 @@ def _published(name: str, root: Path, order: str) -> Dataset:
         train, test = _torchvision(name, root)
     if order == "content":
         train, test = _by_content(train), _by_content(test)
-    n = TRAIN_IMAGES[name]
+    n = DATASETS[name].sizes[0]
     train, val = (Split(train.images[part], train.labels[part]) for part in (slice(n), slice(n, None)))
-    return Dataset(name, train, val, test, int(test.labels.max()) + 1, *MEAN_STD[name])
+    return Dataset(name, train, val, test, _number(DATASETS[name].classes), *MEAN_STD[name])
 
 
 def _by_content(split: Split) -> Split:
@@ -329,9 +355,10 @@ def _image_files(name: str, path: Path) -> tuple[Split, Split]:
     """The official training and test images of CIFAR from path/{train,test}/CLASS/*; sorted, the names of the classes
     are in the order of torchvision's labels."""
     splits = []
-    for part, size in (("train", sum(PUBLISHED[name][:2])), ("test", PUBLISHED[name][2])):
+    entry = DATASETS[name]
+    for part, size in (("train", sum(entry.sizes[:2])), ("test", entry.sizes[2])):
         classes, paths, labels = tree(path / part)
-        found, right = (len(paths), len(classes)), (size, PUBLISHED[name][3])
+        found, right = (len(paths), len(classes)), (size, _number(entry.classes))
         if found != right:
             raise DwlthError(
                 f"{path / part}: {found[0]} images of {found[1]} classes, but {name} has {right[0]} of {right[1]}"
@@ -421,3 +448,48 @@ def _mean_std(pixels: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     mean = shares @ levels
     std = (shares @ levels**2 - mean**2).sqrt()
     return tuple(mean.tolist()), tuple(std.tolist())
+
+
+_CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+DATASETS = {
+    "digits0-4": Entry(partial(_digits, 0, 4)),
+    "digits5-9": Entry(partial(_digits, 5, 9)),
+    # the first so many official training images train, and the 5,000 that follow, the last, validate (paper)
+    "cifar10": Entry(
+        partial(_published, "cifar10"),
+        (45_000, 5_000, 10_000),
+        _CIFAR10,
+        32,
+        MEAN_STD["cifar10"],
+        "cifar-10-batches-py",
+        True,
+    ),
+    "cifar100": Entry(
+        partial(_published, "cifar100"),
+        (45_000, 5_000, 10_000),
+        100,
+        32,
+        MEAN_STD["cifar100"],
+        "cifar-100-python",
+        True,
+    ),
+    "svhn": Entry(
+        partial(_published, "svhn"),
+        (68_257, 5_000, 26_032),
+        tuple("0123456789"),
+        32,
+        MEAN_STD["svhn"],
+        "train_32x32.mat",
+        True,
+    ),
+    "imagenet": Entry(
+        lambda root, order, seed: _folder("imagenet", root / "imagenet"),
+        (1_281_167, 50_000, 50_000),
+        1000,
+        256,
+        MEAN_STD["imagenet"],
+        "imagenet",
+    ),
+}
+"""The datasets with a name; any other is `folder:PATH`. A new one is one more entry."""

@@ -5,7 +5,6 @@ Every control has a value from the start, so that a notebook runs headless too; 
 
 import contextlib
 import html
-import math
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -16,14 +15,16 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
-from dwlth import analysis, cost, figures, grid, masks, models, sources, tickets
+from dwlth import masks, models, sources, tickets
 from dwlth.errors import DwlthError, NotYet
-from dwlth.presets import Preset, Run
+from dwlth.presets import in_order
 from dwlth.results import Folder, read_record, read_table
+from dwlth.running import grid, machine
+from dwlth.runs import Run
+from dwlth.show import analysis, figures
 from dwlth.training import read_checkpoint
 from dwlth.verdict import judge, transfers
 
-REGIMES = ("standard", "adversarial")
 _DRAWING = threading.RLock()  # matplotlib is not safe on several threads at once
 
 
@@ -110,7 +111,6 @@ def show(box: ipw.VBox, *parts: Any) -> None:
 
 def explorer(
     table: pd.DataFrame,
-    preset: Preset,
     folder: Folder,
     *,
     source: str | None = None,
@@ -136,14 +136,14 @@ def explorer(
     known = {name: set(runs[name]) for name in ("source", "regime", "downstream", "fraction")}
     sparsity = runs.groupby("round")["sparsity"].first()
     controls = {
-        "source": choose("source", [name for name in figures.SOURCES if name in known["source"]], source),
-        "regime": choose("regime", [name for name in REGIMES if name in known["regime"]], regime),
+        "source": choose("source", in_order(known["source"]), source),
+        "regime": choose("regime", [name for name in folder.preset.regimes if name in known["regime"]], regime),
         "downstream": choose("downstream", sorted(known["downstream"]), downstream),
         "fraction": choose("fraction", _percent(sorted(known["fraction"], reverse=True)), fraction),
         "metric": choose("metric", {"SA": "sa", "RA": "ra"}, metric),
         "round": choose("round", _sparsities(sparsity), round),
     }
-    layers = masks.prunable(models.build(preset.network, 2, [0.0], [1.0], seed=0).net)
+    layers = masks.prunable(models.build(folder.preset.network, 2, [0.0], [1.0], seed=0).net)
     layer = layer or max(layers, key=lambda name: layers[name].numel())
     within = {"source": controls["source"], "round": controls["round"], "layer": choose("layer", list(layers), layer)}
 
@@ -155,8 +155,8 @@ def explorer(
 
     def inside(source, round, layer):
         run = _on_disk(folder, source, round)
-        model = sources.load(preset, run, folder, "cpu")
-        mask = tickets.find(preset, run, folder, model)
+        model = sources.load(replace(folder, device="cpu"), run)
+        mask = tickets.find(folder, run, model)
         what = f"The ticket of {mask.sparsity:.2%}" if round else "The dense network"
         text = f"{what} from inside, {source} pre-training, seed {run.seed}"
         return text, analysis.draw_layers({source: mask}), analysis.draw_kernels(model.net, mask, layer, limit=6)
@@ -178,12 +178,12 @@ def _on_disk(folder: Folder, source: str, round_: int) -> Run:
     names = [path.stem for path in folder.path.glob(f"sources/{source}-s*.safetensors")]
     for seed in sorted(int(name.rpartition("-s")[2]) for name in names):
         run = Run("transfer", source, seed, round_)
-        if round_ == 0 or folder.ticket(run, round_).exists():
+        if round_ == 0 or folder.ticket(run).exists():
             return run
     what, need = f"ticket {round_} of the {source} source", f'Run("imp", "{source}", 0, {round_ - 1})'
     if round_ == 0:
         what, need = f"the {source} source", f'Run("pretrain", "{source}", 0)'
-    raise NotYet(f"{what} is not on disk: `grid.complete(preset, [{need}], folder, files=True)` makes it")
+    raise NotYet(f"{what} is not on disk: `grid.complete(folder, [{need}], files=True)` makes it")
 
 
 def _set_aside(folder: Folder, box: ipw.VBox | None = None) -> ipw.VBox:
@@ -194,7 +194,6 @@ def _set_aside(folder: Folder, box: ipw.VBox | None = None) -> ipw.VBox:
 
 
 def training_panel(
-    preset: Preset,
     folder: Folder,
     *,
     source: str | None = None,
@@ -206,23 +205,24 @@ def training_panel(
     device: str | None = None,
     minutes: float = 10.0,
 ) -> Box:
-    """Does one transfer of the preset in the background, after the runs it needs, and shows its progress after each
-    epoch. Stop ends it after the epoch under way; Start goes on from there, in another kernel too.
+    """Does one transfer of the folder's preset in the background, after the runs it needs, and shows its progress after
+    each epoch. Stop ends it after the epoch under way; Start goes on from there, in another kernel too.
 
     Args:
         source, downstream, regime, fraction, round: of the transfer; None: the preset's first.
         seed: 0 to 9, or more where the preset has more; None: the first that is not done.
-        device: see `dwlth.grid.this_machine`.
+        device: see `dwlth.running.machine.this_machine`.
         minutes: what is estimated to take longer is not begun.
 
     Raises:
         DwlthError: for a value that the preset does not have.
     """
+    preset = folder.preset
     rounds = pd.Series({k: 1 - (1 - preset.prune_rate) ** k for k in preset.rounds})
     controls = {
         "source": choose("source", list(preset.pretrain), source),
         "downstream": choose("downstream", preset.downstream, downstream),
-        "regime": choose("regime", REGIMES, regime),
+        "regime": choose("regime", preset.regimes, regime),
         "fraction": choose("fraction", _percent(preset.fractions), fraction),
         "round": choose("round", _sparsities(rounds), round),
         "seed": choose("seed", range(max(10, preset.seeds)), seed),
@@ -234,7 +234,8 @@ def training_panel(
     running, stopping = threading.Lock(), threading.Event()
 
     def chosen(**changed: int) -> Run:
-        return Run("transfer", **{name: control.value for name, control in controls.items()} | changed)
+        values = {name: control.value for name, control in controls.items()} | changed
+        return Run("transfer", **values, source_seed=preset.source_of(values["seed"]))
 
     def tell(text: str, history: list[dict] | None = None, share: float = 0.0) -> None:
         bar.value = share
@@ -242,7 +243,7 @@ def training_panel(
             show(shown, text, *([figures.histories({chosen().source: history})] if history else []))
 
     def look(_=None) -> None:
-        tell(*_known(preset, folder, chosen()))
+        tell(*_known(folder, chosen()))
         _set_aside(folder, bad)
 
     def switch(on: bool) -> None:
@@ -252,8 +253,8 @@ def training_panel(
 
     def work(run: Run) -> None:
         try:
-            wider = replace(preset, seeds=max(preset.seeds, run.seed + 1))
-            _train(wider, folder, run, device, minutes, stopping, tell)
+            wider = replace(preset, seeds=max(preset.seeds, run.seed + 1), seeds_at={})
+            _train(replace(folder, preset=wider), run, device, minutes, stopping, tell)
             look()
         except Exception as error:  # nobody else would see it
             tell(str(error) if isinstance(error, DwlthError) else repr(error))
@@ -282,65 +283,54 @@ def training_panel(
     return Box(parts).add_class("dwlth-training")
 
 
-def _known(preset: Preset, folder: Folder, run: Run) -> tuple[str, list[dict], float]:
+def _known(folder: Folder, run: Run) -> tuple[str, list[dict], float]:
     """What is known of a run: in words, its history as far as it is on disk, and how much of it is done."""
-    id_ = preset.run_id(run)
     text = "{}: done, SA {:.1%} and RA {:.1%} on the test set"
     try:
-        if folder.record(id_).exists():
-            record = read_record(folder.record(id_))
+        if folder.record(run).exists():
+            record = read_record(folder.record(run))
             result = record["result"]
             if record["status"] == "failed":
                 return f"{run}: {result['error']}", [], 0.0
             return text.format(run, result["sa"], result["ra"]), result["history"], 1.0
         table = read_table(folder.table) if folder.table.exists() else pd.DataFrame({"id": []})
-        for _, row in table[table["id"] == id_].iterrows():
+        for _, row in table[table["id"] == folder.preset.run_id(run)].iterrows():
             return text.format(run, row["sa"], row["ra"]) + " (from the table)", [], 1.0
     except DwlthError as error:
         return f"{error}; Start does the run again", [], 0.0
-    history, epochs = _history(preset, folder, run), preset.recipe(run).epochs
+    history, epochs = _history(folder, run), folder.preset.recipe(run).epochs
     text = f"{run}: not done yet ({len(history)} of {epochs} epochs); Start does what is left, and the runs it needs"
     return text, history, len(history) / epochs
 
 
-def _history(preset: Preset, folder: Folder, run: Run) -> list[dict]:
+def _history(folder: Folder, run: Run) -> list[dict]:
     """The epochs that an earlier, stopped training of a run has done."""
     with contextlib.suppress(DwlthError):
-        return read_checkpoint(folder.checkpoint(preset.run_id(run)))["fits"][0]["history"]
+        return read_checkpoint(folder.checkpoint(run))["fits"][0]["history"]
     return []
 
 
-def _train(preset, folder, run: Run, device, minutes: float, stopping: threading.Event, tell: Callable) -> None:
+def _train(folder: Folder, run: Run, device, minutes: float, stopping: threading.Event, tell: Callable) -> None:
     """Do `run`, after the runs it needs, until `stopping` is set; `tell` hears of each epoch."""
     tell(f"{run}: looking what is left to do ...")
-    todo = grid.left(preset, [run], folder)
-    device, _ = grid.this_machine(device)
-    seconds = sum(cost.estimate(preset, todo, folder, device).values())
-    if seconds > 60 * minutes:
-        raise NotYet(
-            f"{run}: about {cost.duration(seconds)} on this machine ({device}), and more than {minutes:g} minutes are "
-            f"not begun here; `python -m dwlth run {preset.name}` can be stopped and resumed"
-        )
+    folder = replace(folder, device=machine.this_machine(device)[0])
+    todo = grid.left(folder, [run])
+    history: list[dict] = []
 
-    def do(i: int, each: Run) -> bool:
-        history, epochs = _history(preset, folder, each), getattr(preset.recipe(each), "epochs", 0)
+    def on_epoch(each: Run, row: dict | None) -> bool:
+        if row is None:
+            history[:] = _history(folder, each)
+        else:
+            history.append(row)
+        i, epochs = todo.index(each), getattr(folder.preset.recipe(each), "epochs", 0)
+        words = f"{each} (run {i + 1} of {len(todo)}), epoch {len(history)} of {epochs}"
+        for name, key in (("training accuracy", "accuracy"), ("validation SA", "val_sa"), ("RA", "val_ra")):
+            measured = [row[key] for row in history if row[key] is not None]  # not after every epoch
+            words += f", {name} {measured[-1]:.1%}" if measured else ""
+        tell(words, history, (i + len(history) / max(1, epochs)) / len(todo))
+        return stopping.is_set()
 
-        def on_epoch(row: dict | None = None) -> bool:
-            history.extend([row] if row else [])
-            words = f"{each} (run {i + 1} of {len(todo)}), epoch {len(history)} of {epochs}"
-            for name, key in (("training accuracy", "accuracy"), ("validation SA", "val_sa"), ("RA", "val_ra")):
-                measured = [row[key] for row in history if row[key] is not None]  # not after every epoch
-                words += f", {name} {measured[-1]:.1%}" if measured else ""
-            tell(words, history, (i + len(history) / max(1, epochs)) / len(todo))
-            return stopping.is_set()
-
-        if on_epoch():
-            return False
-        command = "dwlth.widgets.training_panel"
-        (end,) = grid.execute(preset, folder, device, math.inf, command, False, (each,), on_epoch)
-        if end == "failed":
-            raise DwlthError(f"{each} broke down: see {folder.record(preset.run_id(each))}")
-        return end == "ok"
-
-    if all(do(i, each) for i, each in enumerate(todo)):
-        folder.collect()
+    grid.complete(folder, [run], minutes=minutes, on_epoch=on_epoch, command="dwlth.show.widgets.training_panel")
+    for failed in (each for each in todo if folder.record(each).exists()):
+        if read_record(folder.record(failed))["status"] == "failed":
+            raise DwlthError(f"{failed} broke down: see {folder.record(failed)}")

@@ -5,15 +5,15 @@ from pathlib import Path
 import pandas as pd
 from safetensors import SafetensorError, safe_open
 
-from dwlth import checkpoints, grid, results
+from dwlth import results
+from dwlth.data import DATASETS
 from dwlth.errors import DwlthError
 from dwlth.files import read_about
-from dwlth.presets import Preset, Run
+from dwlth.outside import checkpoints
 from dwlth.results import Folder
+from dwlth.running.machine import this_machine
+from dwlth.runs import Run
 from dwlth.tickets import load
-
-DATA_FILES = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python", "svhn": "train_32x32.mat"}
-"""What torchvision leaves of a dataset in the folder of the datasets."""
 
 
 def describe(file: str | Path, unsafe: bool = False) -> str:
@@ -49,7 +49,7 @@ def describe(file: str | Path, unsafe: bool = False) -> str:
         )
     if path.suffix == ".json":
         record = results.read_record(path)
-        run = Run(**{key: record["config"][key] for key in Run.__dataclass_fields__})
+        run = Run(**{key: record["config"][key] for key in Run.__dataclass_fields__ if key in record["config"]})
         result = record["result"]
         measured = record["status"] == "ok"
         said = f"SA {_percent(result['sa'])}, RA {_percent(result['ra'])}" if measured else result["error"]
@@ -74,16 +74,17 @@ def _foreign(path: Path) -> bool:
         return False
 
 
-def environment(preset: Preset, folder: Folder) -> pd.Series:
+def environment(folder: Folder) -> pd.Series:
     """What there is to run a preset with here: versions, device, results and datasets. Downloads nothing."""
-    device, workers = grid.this_machine()
-    about = results.provenance(device, "", 1, 0.0, "")
+    device, workers = this_machine()
+    about, preset = results.provenance(device, "", 1, 0.0, ""), folder.preset
     found = {key: about[key] for key in ("python", "torch", "torchvision", "dwlth")}
     found["device"] = f"{about['device']} ({device}, {workers} runs at a time)"
     rows = len(results.read_table(folder.table)) if folder.table.exists() else 0
     found["results"] = f"{rows} finished runs of {preset.name}"
     for name in (preset.upstream, *preset.downstream):
-        path = folder.data / DATA_FILES.get(name, name.removeprefix("folder:"))
-        here = "comes with scikit-learn" if name.startswith("digits") else "on disk" if path.exists() else "not on disk"
-        found[f"data: {name}"] = here
+        on_disk = DATASETS[name].on_disk if name in DATASETS else name.removeprefix("folder:")
+        places = [Path(folder.data, on_disk), Path(folder.data, name)]
+        here = "on disk" if any(place.exists() for place in places) else "not on disk"
+        found[f"data: {name}"] = here if on_disk else "comes with scikit-learn"
     return pd.Series(found)

@@ -21,9 +21,9 @@ from torch.nn import functional as F
 
 from dwlth.attacks import Attack
 from dwlth.errors import DwlthError
-from dwlth.figures import SOURCES, Picture, sparsity_axis
 from dwlth.masks import Mask, prunable
 from dwlth.models import Classifier
+from dwlth.show.figures import SOURCES, Picture, sparsity_axis
 
 MARKERS = "oDsv^<>PX"
 """Of lines that are no source's, in turn: with them, and from dark to light, lines can be told apart in print."""

@@ -29,10 +29,10 @@ from torch import Tensor, nn
 
 from dwlth import files
 from dwlth.data import MEAN_STD
-from dwlth.downloads import fetch as fetch  # what people bring may lie elsewhere: fetch, then read
-from dwlth.downloads import first_line, refuse_page
 from dwlth.errors import DwlthError
 from dwlth.masks import Mask, prunable
+from dwlth.outside.downloads import fetch as fetch  # what people bring may lie elsewhere: fetch, then read
+from dwlth.outside.downloads import first_line, refuse_page
 
 State = dict[str, Tensor]
 

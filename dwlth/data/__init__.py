@@ -1,0 +1,31 @@
+"""Datasets: by name, in splits, and what the network sees of their images."""
+
+from dwlth.data.augment import Augment
+from dwlth.data.datasets import (
+    DATASETS,
+    MEAN_STD,
+    Dataset,
+    Split,
+    Streamed,
+    balanced_subset,
+    blank,
+    check_name,
+    fetch,
+    load,
+    subset,
+)
+
+__all__ = [
+    "DATASETS",
+    "MEAN_STD",
+    "Augment",
+    "Dataset",
+    "Split",
+    "Streamed",
+    "balanced_subset",
+    "blank",
+    "check_name",
+    "fetch",
+    "load",
+    "subset",
+]

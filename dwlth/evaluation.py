@@ -1,0 +1,80 @@
+"""Evaluation: standard accuracy (SA), and robust accuracy (RA) under an attack."""
+
+from contextlib import contextmanager
+
+import torch
+
+from dwlth.attacks import Attack
+from dwlth.data import Augment, Split
+from dwlth.fast.folding import fold
+from dwlth.models import Classifier
+from dwlth.runs import stream
+
+
+def available_precision(wanted: str, device: str | torch.device) -> str:
+    """The precision that is used where `wanted` is asked for: float32 for bfloat16 where the device has no units for
+    it, and for tf32 on a CPU."""
+    if torch.device(device).type == "cuda":
+        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        has_bf16 = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
+        wanted = wanted.replace("tf32", "float32")
+    return wanted if has_bf16 or wanted != "bfloat16" else "float32"
+
+
+@contextmanager
+def precision_of(name: str, device: torch.device):
+    """Convolutions and products in this precision; on a GPU by its fastest algorithms, or its deterministic ones where
+    torch.use_deterministic_algorithms says so."""
+    name = available_precision(name, device)
+    matmul, tf32 = torch.backends.cuda.matmul, name == "tf32"
+    before, matmul.allow_tf32 = matmul.allow_tf32, tf32
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    flags = dict(enabled=True, benchmark=not deterministic, deterministic=deterministic, allow_tf32=tf32)
+    try:
+        with (
+            torch.backends.cudnn.flags(**flags),
+            torch.autocast(device.type, torch.bfloat16, enabled=name == "bfloat16"),
+        ):
+            yield
+    finally:
+        matmul.allow_tf32 = before
+
+
+def evaluate(
+    model: Classifier,
+    split: Split,
+    attack: Attack,
+    seed: int,
+    augment: Augment | None = None,
+    batch_size: int = 512,
+    precision: str = "float32",
+    exact: bool = False,
+) -> tuple[float, float | None]:
+    """SA and RA of `model` on `split`, each a fraction in [0, 1] of the images: SA of those classified right as they
+    are, RA of those classified right as they are, at the start of `attack` and after each of its steps (None where it
+    has none), so that an image once misclassified is attacked no further. The model is looked at in eval mode, and left
+    as it is; the seed draws the attack's random starts.
+
+    Args:
+        exact: attack every image to the end, and let RA be the fraction classified right there, as in the reference
+            code: that also counts images which the attack, or its last steps, turn from wrong to right.
+        precision: see `Recipe.precision`.
+    """
+    device, ra = split.labels.device, None
+    folded = fold(model, next(iter(split.batches(8, augment=augment)))[0])
+    with torch.no_grad(), precision_of(precision, device):
+        batches = split.batches(batch_size, augment=augment)
+        right = torch.cat([folded(x).argmax(1) == y for x, y in batches])
+        sa = (right.sum() / len(right)).item()
+        if attack.steps:
+            attacked = split if exact else split.take(right.nonzero().flatten().tolist())  # again in full batches
+            generator = torch.Generator(device).manual_seed(stream(seed, "evaluate"))
+            robust = 0
+            for x, y in attacked.batches(batch_size, augment=augment):
+                if exact:
+                    robust += int((folded(attack(folded, x, y, generator)).argmax(1) == y).sum())
+                else:
+                    robust += attack.survivors(folded, x, y, generator)
+            ra = robust / len(split)
+    return sa, ra

@@ -1,0 +1,50 @@
+"""Tickets of the paper's public code: taken in, and written as it reads them."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from dwlth import masks, sources, tickets
+from dwlth.errors import DwlthError
+from dwlth.outside import checkpoints
+from dwlth.results import Folder
+from dwlth.runs import Run
+
+
+def import_reference(file: str | Path, folder: Folder, run: Run, force: bool = False) -> Path:
+    """Put a ticket of the paper's public code where `run` (a transfer of ticket `run.round`) will find it.
+
+    Its file must hold the pre-trained weights it rewinds to, and they must be those of the source in the folder;
+    `force` takes it on trust. Returns the ticket's path.
+
+    Raises:
+        DwlthError: if the file is no ticket, is one of another network, or belongs to other weights.
+    """
+    found = checkpoints.read(file)
+    if found.mask is None:
+        raise DwlthError(f"{file}: a dense {found.network} ({found.kind}), where a ticket should be")
+    source = sources.load(replace(folder, device="cpu"), run)
+    own = masks.prunable(source.net)
+    belongs_to = masks.fingerprint(own)
+    checkpoints.load_into(source.net, found.state, file, own_head=True)  # says where the networks differ
+    theirs = "unknown" if found.init is None else masks.fingerprint({name: found.init[name] for name in own})
+    if theirs != belongs_to and not force:
+        path = folder.source(run)
+        raise DwlthError(f"{file}: a ticket of the weights {theirs}, but those of {path} are {belongs_to}; --force")
+    tickets.save(
+        folder.ticket(run),
+        found.mask,
+        id=folder.preset.run_id(Run("imp", run.source, run.from_seed, run.round - 1)),
+        preset=folder.preset.name,
+        source=run.source,
+        method=f"imported from {Path(file).name}",
+        seed=run.seed,
+        round=run.round,
+        belongs_to=belongs_to,
+    )
+    return folder.ticket(run)
+
+
+def export_reference(file: str | Path, folder: Folder, run: Run) -> None:
+    """Write the ticket of a run, on its pre-trained weights, as the paper's public code reads it."""
+    source = sources.load(replace(folder, device="cpu"), run)
+    checkpoints.write_reference_ticket(file, source.net.state_dict(), tickets.find(folder, run, source))

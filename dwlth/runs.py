@@ -1,0 +1,98 @@
+"""A run, the unit of work: what it is, what identifies it, and where its random numbers come from."""
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass, replace
+from typing import Any
+
+STAGES = ("pretrain", "imp", "transfer", "autoattack")
+
+
+def later(before: Any, default: Any = dataclasses.MISSING) -> Any:
+    """A dataclass field that was added after results existed. `before` is the value that means "as before": at this
+    value the field is left out of `plain`, so the ids of earlier results stay what they are. Another `default`
+    changes ids, as it should."""
+    return dataclasses.field(default=before if default is dataclasses.MISSING else default, metadata={"before": before})
+
+
+def plain(value: Any) -> Any:
+    """Dataclasses and tuples as plain dicts and lists, as JSON has them, without `later` fields at their `before`."""
+    if dataclasses.is_dataclass(value):
+        fields = {field.name: field.metadata for field in dataclasses.fields(value)}
+        held = {name: getattr(value, name) for name in fields}
+        return {
+            name: plain(item)
+            for name, item in held.items()
+            if "before" not in fields[name] or item != fields[name]["before"]
+        }
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    return value
+
+
+def digest(config: Any, length: int = 12) -> str:
+    """So many hex digits that name a plain value: the start of the SHA-256 of its JSON with sorted keys."""
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:length]
+
+
+def stream(seed: int, *names: object) -> int:
+    """A seed of its own (63 bits) for each use of randomness, so that a resumed run needs no generator state."""
+    digest = hashlib.sha256(repr((seed, *names)).encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
+
+
+@dataclass(frozen=True)
+class Run:
+    """One unit of work, and one record.
+
+    `pretrain` trains a source. `imp` trains ticket `round` of a source on the pre-training task, measures it, and
+    prunes it to ticket `round + 1`; round 0 is the dense source itself, pruned as it is. `transfer` trains ticket
+    `round` on a downstream task; round 0 is the dense network. `autoattack` attacks the network of the transfer of
+    the same name; no grid has these.
+    """
+
+    stage: str
+    source: str
+    seed: int
+    round: int = 0
+    method: str = "imp"
+    downstream: str = ""
+    regime: str = ""
+    fraction: float = 1.0
+    source_seed: int | None = later(None)
+    """The seed of the source that it starts from; None: the run's own."""
+
+    @property
+    def from_seed(self) -> int:
+        """The seed of the source."""
+        return self.seed if self.source_seed is None else self.source_seed
+
+    @property
+    def pruned(self) -> "Run":
+        """The next round of the same ticket: the one that a run of stage `imp` ends with."""
+        return replace(self, round=self.round + 1)
+
+    def needs(self) -> list["Run"]:
+        """The runs whose files this one reads."""
+        if self.stage == "pretrain":
+            return []
+        if self.stage == "autoattack":
+            return [replace(self, stage="transfer")]
+        source = Run("pretrain", self.source, self.from_seed)
+        if self.method == "imp" and self.round > 0:
+            return [source, Run("imp", self.source, self.from_seed, self.round - 1)]
+        return [source]
+
+    def __str__(self) -> str:
+        words = [self.stage, self.source]
+        if self.downstream:
+            words += ["to", self.downstream, self.regime, f"{self.fraction:.0%}", self.method]
+        if self.stage != "pretrain":
+            words += [f"round {self.round}"]
+        words += [f"seed {self.seed}"]
+        if self.from_seed != self.seed:
+            words += [f"of source {self.from_seed}"]
+        return " ".join(words)
