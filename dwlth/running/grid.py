@@ -21,7 +21,7 @@ from dwlth.evaluation import available_precision
 from dwlth.presets import Preset
 from dwlth.recipe import Given
 from dwlth.results import Folder
-from dwlth.running.cost import duration, estimate
+from dwlth.running.cost import duration, estimate, passes
 from dwlth.running.machine import processes, threads
 from dwlth.runs import STAGES, Run
 from dwlth.sources import pretrain
@@ -132,7 +132,8 @@ def run_all(
         executor = None
         if runs and workers > 1:
             executor = stack.enter_context(processes(workers, threads(workers)))
-        return run_grid(units(folder.preset, runs), work, executor, workers, deadline)
+        weight = partial(passes, folder)
+        return run_grid(units(folder.preset, runs), work, executor, workers, deadline, weight=weight)
 
 
 def units(preset: Preset, runs: Iterable[Run]) -> list[tuple[Run, ...]]:
@@ -210,21 +211,25 @@ def run_grid(
     slots: int = 1,
     deadline: float = math.inf,
     progress: bool = True,
+    weight: Callable[[Run], float] = lambda run: 1.0,
 ) -> dict[Run, str]:
     """Do units of runs (each listed after those it needs) with `work`, which returns the status of each run; returns
     the statuses.
 
     With an executor of `concurrent.futures`, up to `slots` units are under way at a time, the earliest in the list
-    first; without one, they are done here, one by one. A run is `blocked` if one it needs did not end `ok`.
+    first; without one, they are done here, one by one. The bar counts runs by their `weight`. A run is `blocked` if
+    one it needs did not end `ok`.
     """
     listed = {run for unit in units for run in unit}
     status: dict[Run, str] = {}
     pending, under_way = list(units), {}
-    with tqdm(total=len(listed), unit="run", disable=not progress) as bar:
+    form = "{l_bar}{bar}| {postfix} [{elapsed}<{remaining}]"
+    with tqdm(total=sum(map(weight, listed)), bar_format=form, disable=not progress) as bar:
 
         def ended(unit: tuple[Run, ...], ends: list[str]) -> None:
             status.update(zip(unit, ends))
-            bar.update(len(unit))
+            bar.set_postfix_str(f"{len(status)} of {len(listed)} runs", refresh=False)
+            bar.update(sum(map(weight, unit)))
 
         while pending or under_way:
             for unit in list(pending):
