@@ -250,7 +250,7 @@ def _cifar_small() -> Preset:
     )
     standard = replace(base, augment=Augment("pad", flip=True))  # reference code at 32 px
     rewound = replace(base, epochs=2, lr=0.05, validation=Attack(), validate_every=2)
-    tuned = replace(base, lr=0.05, validate_every=6)
+    tuned = replace(base, lr=0.1, validate_every=6)
     return Preset(
         name="cifar-small",
         network="small_resnet32",
