@@ -31,8 +31,8 @@ from torchvision import models as torchvision_models
 
 from dwlth import data, masks, models, tickets, training
 from dwlth.attacks import Attack
-from dwlth.augment import Augment
-from dwlth.data import Split
+from dwlth.data import Augment, Split
+from dwlth.evaluation import available_precision, evaluate
 from dwlth.recipe import Recipe
 
 EPS, STEP = 8 / 255, 2 / 255  # the paper's, in pixels of [0, 1]
@@ -154,7 +154,7 @@ def bare(bf16: bool, attack_mode: str = "train", compiled: bool = False) -> Cont
     float32 as anyone would do them, in bfloat16 under our conditions (`Split.batches` keeps freed memory)."""
 
     def contender(sizes: Sizes, device: str, folder: Path) -> Iterator[Round]:
-        if bf16 and training.available_precision("bfloat16", device) != "bfloat16":
+        if bf16 and available_precision("bfloat16", device) != "bfloat16":
             raise Absent("no bfloat16 units")
         model = network(sizes, device, channels_last=bf16)
         passes = torch.compile(model) if compiled else model
@@ -259,18 +259,18 @@ def robustness_attack(model: nn.Module, steps: int) -> Callable:
     return attack
 
 
-def our_step(precision: str, bn: str, graphs: bool = False) -> Contender:
+def our_step(precision: str, bn: str) -> Contender:
     """`dwlth.training.fit`, as a transfer calls it."""
 
     def contender(sizes: Sizes, device: str, folder: Path) -> Iterator[Round]:
-        if training.available_precision(precision, device) != precision:
+        if available_precision(precision, device) != precision:
             raise Absent(f"no {precision} units")
         model, split = network(sizes, device, channels_last=True), noise(sizes, device)
         mask = masks.prune(masks.dense(model.net), masks.magnitude(model.net), 0.2)
         attack = Attack(EPS, STEP, sizes.steps, bn=bn)
         crop = Augment("pad", flip=True)
         recipe = Recipe(2, sizes.batch, 0.01, attack=attack, augment=crop, validate_every=2, precision=precision)
-        options = {"seed": 0, "mask": mask, "graphs": graphs, "on_epoch": lambda row: True}
+        options = {"seed": 0, "mask": mask, "on_epoch": lambda row: True}
         while True:
             yield None
             with contextlib.suppress(training.OutOfTime):  # one epoch, without validation
@@ -292,8 +292,6 @@ STEPS = {
     "bare passes, the same, eval-mode attack": bare(True, "eval"),
 }
 CUDA_STEPS = STEPS | {
-    "ours, bfloat16, CUDA graph": our_step("bfloat16", "train", graphs=True),
-    "ours, bfloat16, eval-mode attack, CUDA graph": our_step("bfloat16", "eval", graphs=True),
     "ours, tf32": our_step("tf32", "train"),
     "bare compiled passes, bfloat16": bare(True, compiled=True),
 }
@@ -350,17 +348,17 @@ def art_attack(model: nn.Module, steps: int) -> Callable:
 
 
 def our_evaluation(precision: str) -> Contender:
-    """`dwlth.training.evaluate`; SA is measured too, which is one more pass."""
+    """`dwlth.evaluation.evaluate`; SA is measured too, which is one more pass."""
 
     def contender(sizes: Sizes, device: str, folder: Path) -> Iterator[Round]:
-        if training.available_precision(precision, device) != precision:
+        if available_precision(precision, device) != precision:
             raise Absent(f"no {precision} units")
         model = network(sizes, device, channels_last=True)
         model.net.load_state_dict(torch.load(folder / "trained.pt", map_location=device))
         split, attack = digits(sizes)[1].to(device), Attack(EPS, STEP, sizes.test_steps)
         while True:
             yield None
-            sa, ra = training.evaluate(model, split, attack, seed=0, precision=precision)
+            sa, ra = evaluate(model, split, attack, seed=0, precision=precision)
             yield lambda sa=sa, ra=ra: {"sa": sa, "ra": ra, "units": len(split)}
 
     return contender

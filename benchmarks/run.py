@@ -30,7 +30,7 @@ import torch
 from contenders import Absent, Contender, Sizes
 
 from dwlth import results
-from dwlth.augment import Augment
+from dwlth.data import Augment
 
 bf16, f32 = torch.bfloat16, torch.float32
 
@@ -170,7 +170,7 @@ def process(row: str, name: str, sizes: Sizes, device: str, folder: Path):
     """A contender ready for its turns: a pipe to it, or why it is absent."""
     context = multiprocessing.get_context("forkserver" if sys.platform != "win32" else "spawn")
     if sys.platform != "win32":
-        context.set_forkserver_preload(["torch", "torchvision", "dwlth.grid"])  # imported once
+        context.set_forkserver_preload(["torch", "torchvision", "dwlth.running.grid"])  # imported once
     ours, theirs = context.Pipe()
     child = context.Process(target=serve, args=(theirs, row, name, sizes, device, folder))
     child.start()
