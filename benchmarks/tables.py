@@ -27,7 +27,6 @@ GOALS = [
         3,
         6,
     ),
-    ("the same, ours in float32 too, still worst step", "evaluation", "ours, float32", FASTEST_PEER, 2, None),
     ("pruning ResNet-50 against torch.nn.utils.prune", "pruning", "ours", None, 3.5, None),
     ("crop and flip at 32 px against a DataLoader", "crops", "ours", None, 25, None),
     ("RandomResizedCrop to 224 px against a DataLoader", "resized", "ours", None, 5, None),

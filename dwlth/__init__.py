@@ -17,6 +17,8 @@ The modules at the top of this folder are the method. Read them in this order; t
     sources     the pre-trained networks that tickets are cut from
     results     where each file lies, the record of a run, the table
     files       reading and writing; errors: what went wrong, and what would be right
+    claims      what the paper's abstract claims, and what a table says about it
+    experiment  all of it in one object, for notebooks
 
 The folders beside them have one duty each, and the method can be read without them:
 
