@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from dwlth import presets
+from dwlth import masks, models, presets
 from dwlth.__main__ import _parser
 from dwlth.results import read_table
 from dwlth.running.settings import override
@@ -159,6 +159,24 @@ def test_presets_of_the_readme_are_those_of_the_kit():
     assert rows == list(presets.PRESETS)
     for target in re.findall(r"^    make (\w+)", README, re.M):
         assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.M)
+
+
+def test_numbers_of_the_pages_are_those_of_the_presets():
+    digits, page = presets.get("digits"), (ROOT / "docs" / "digits.md").read_text()
+    for number in (
+        f"eps {digits.evaluation.eps}, steps of {digits.evaluation.step_size}",
+        f"batches of {digits.transfer['standard'].batch_size} ",
+        f"{digits.transfer['standard'].epochs} epochs",
+        f"rounds {', '.join(map(str, digits.rounds))} ",
+        f"fractions {' and '.join(f'{100 * fraction:g} %' for fraction in digits.fractions)} ",
+        f"{digits.seeds} seeds",
+        f"{digits.together} networks side by side",
+    ):
+        assert f"| {number}" in page, number
+    for name in ("digits", "cifar-small"):
+        net = models.build(presets.get(name).network, 10, (0.5,), (0.5,), seed=0).net
+        row = re.search(rf"^\| `{name}` \|.*", README, re.M).group()
+        assert f"{masks.dense(net).total:,} convolution weights" in row
 
 
 def test_conda_has_what_the_extras_have():
