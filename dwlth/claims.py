@@ -48,9 +48,10 @@ def scoreboard(table: pd.DataFrame, margins: Mapping[str, float], robust: str = 
 
         3 to 6 have three numbers, one for each of the verdict's criteria, and Student's t. The claim is supported if
         all three intervals lie above 0. It is contradicted if any lies below 0, even where others lie above (the claim
-        says SA *and* RA; the effect shows which); there the interval's level is 1 - 5 % / 3 (or over as many numbers as
-        there are), since any would do. Where intervals lie on both sides of 0, the effect says "mixed". Anything else is undecided, and so is what the table has no runs for. Failed
-        runs have no numbers: in 3 to 6 their seeds are left out, and a round that less than half of the seeds have.
+        says SA *and* RA); there the interval's level is 1 - 5 % / 3 (or over as many numbers as there are), since any
+        would do. Anything else is undecided, and so is what the table has no runs for. Where intervals of 95 % lie on
+        both sides of 0, the effect says "mixed". Failed runs have no numbers: in 3 to 6 their seeds are left out, and
+        so is a round that less than half of the seeds have.
     """
     table = table[table["stage"].isin(["transfer", "imp"])]
     gain, tasks = _gains(table, robust)
@@ -65,9 +66,10 @@ def scoreboard(table: pd.DataFrame, margins: Mapping[str, float], robust: str = 
     few = " and ".join(f"{fraction:.0%}" for fraction in scarce or SCARCE)
     dense, tickets = _dense(gain), _mean_of_tickets(gain)
     name = robust.replace("_", " ").capitalize()
-    lack = f"no {robust} and standard sources with the same seed in the table" if gain.empty else ""
-    less = lack or ("" if len(fractions) > 1 else "two seeds or more with one fraction of the data only")
+    lack = f"no transfers of {robust} and standard sources with the same seed in the table" if gain.empty else ""
+    less = lack or ("" if len(fractions) > 1 else "no two fractions of the data with two seeds or more")
     amplified = {"": (_at(dense, fractions[-1]) - _at(dense, much)) if not less else None}
+    at_few = {f"{fraction:.0%}: " if len(scarce) > 1 else "": _at(tickets, fraction) for fraction in scarce}
     rows = [
         ("Double-win tickets exist", *_exist(table, margins, much), f"double-wins-{place}.png"),
         (
@@ -82,10 +84,14 @@ def scoreboard(table: pd.DataFrame, margins: Mapping[str, float], robust: str = 
         ),
         (
             f"They are more data-efficient (with {few} of the data)",
-            *_above({f"{f:.0%}: ": _at(tickets, f) for f in scarce}, lack or "no tickets with less data in the table"),
+            *_above(at_few, lack or "no tickets with less data in the table"),
             f"curves-{place}-{(scarce or SCARCE)[0]:g}.png",
         ),
-        ("The gain grows with less data", *_above(amplified, less), f"gain-{place}.png"),
+        (
+            "The gain grows with less data",
+            *_above(amplified, less or "no dense networks with both fractions"),
+            f"gain-{place}.png",
+        ),
         (
             "The gain grows with sparsity",
             *_above({"": _slope(gain, much)}, lack or "fewer than two rounds in the table"),
