@@ -6,8 +6,10 @@ import pytest
 from scipy import stats
 
 from dwlth import presets, verdict
+from dwlth.__main__ import main
 from dwlth.errors import DwlthError, NotYet
 from dwlth.results import Folder, read_table
+from dwlth.running.settings import override
 from dwlth.runs import Run
 from dwlth.show import report
 from dwlth.verdict import CRITERIA, FOURTH, judge, order, seeds_to_decide
@@ -293,8 +295,6 @@ def test_refuses(how, message):
 
 
 def test_margins_belong_to_the_preset_and_to_no_run():
-    from dwlth.running.settings import override
-
     digits = presets.get("digits")
     other = override(digits, ["margins.sa=0.5"])
     assert digits.margins == {"sa": 1.0, "ra": 2.0} and other.margins == {"sa": 0.5, "ra": 2.0}
@@ -368,3 +368,42 @@ def test_the_report_is_whole():
     shared = runs.assign(source_seed=0)
     assert "4 transfer seeds of one source: the spread is that of the transfer" in report.report(shared, preset)
     assert "1 run failed (diverged): it counts against its ticket" in report.report(failed(runs[:80], 0, 3), preset)
+
+
+@pytest.fixture
+def done(tmp_path):
+    """A folder with the records of a small grid, all done; and the arguments that name it."""
+    sets = ["rounds=0,2", "fractions=1.0,0.1", "seeds=3"]
+    folder = Folder(override(presets.get("digits"), sets), tmp_path)
+    rng = np.random.default_rng(0)
+    for run in folder.preset.grid():
+        robust = 0.2 * (run.source != "standard")
+        sa, ra = 0.9 + 0.002 * rng.standard_normal(), 0.5 + robust + 0.002 * rng.standard_normal()
+        record(folder, run, "ok", sparsity=1 - 0.8**run.round, n_train=492, sa=sa, ra=ra)
+    return folder, ["digits", "--results", str(tmp_path), *[word for one in sets for word in ("--set", one)]]
+
+
+def test_the_command(done, capsys):
+    _, args = done
+    assert main(["verdict", *args]) == 0
+    assert "lies above -1 for SA and above -2 for RA" in capsys.readouterr().out
+    assert main(["verdict", *args, "--rule", "mean", "--tolerance", "1", "--all-four"]) == 0
+    out = capsys.readouterr().out
+    assert "is below -1 points" in out and "judged too" in out
+    assert main(["verdict", *args, "--set", "margins.sa=0.5"]) == 0
+    assert "lies above -0.5 for SA" in capsys.readouterr().out
+    for words, message in (
+        (["--tolerance", "1"], "it belongs to the rule of means"),
+        (["--rule", "mean", "--tolerance", "-1"], "tolerance is -1"),
+        (["--set", "margins.sa=-1"], "margins is {'sa': -1.0"),
+    ):
+        assert main(["verdict", *args, *words]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_the_last_screen_of_a_run(done, capsys):
+    folder, args = done
+    assert main(["run", *args, "--workers", "1", "--device", "cpu"]) == 0
+    out = capsys.readouterr().out
+    assert len(out.splitlines()) <= 25 and f"--results {folder.root}" in out
+    assert (folder.figures / "curves-digits5-9-1.png").exists() and "curves-digits5-9-1.png" in out
