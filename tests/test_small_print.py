@@ -173,6 +173,8 @@ def test_numbers_of_the_pages_are_those_of_the_presets():
         f"{digits.together} networks side by side",
     ):
         assert f"| {number}" in page, number
+    for preset in presets.PRESETS.values():
+        assert preset.margins == {"sa": 1.0, "ra": 2.0} and "1 point of SA, 2 points of RA" in " ".join(README.split())
     for name in ("digits", "cifar-small"):
         net = models.build(presets.get(name).network, 10, (0.5,), (0.5,), seed=0).net
         row = re.search(rf"^\| `{name}` \|.*", README, re.M).group()
