@@ -10,10 +10,10 @@ from PIL import Image
 from torchvision import datasets, transforms
 
 from dwlth import data
-from dwlth.augment import Augment
 from dwlth.data import Split, Streamed
+from dwlth.data.augment import Augment
+from dwlth.data.images import read
 from dwlth.errors import DwlthError
-from dwlth.images import read
 
 VIEW = Augment("resized", flip=True, size=24, resize=32)
 
@@ -229,6 +229,11 @@ def test_refuses_a_folder_that_is_no_dataset(tmp_path, harm):
     with pytest.raises(DwlthError, match=words) as error:
         data.load(f"folder:{tmp_path / 'set'}")
     assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_file_that_has_gone_is_not_called_damaged(tmp_path):
+    with pytest.raises(DwlthError, match="gone.png: no such file"):
+        read(str(tmp_path / "gone.png"))
 
 
 def test_says_where_imagenet_goes(tmp_path):
