@@ -368,6 +368,15 @@ def test_one_flipped_byte_is_found(net, tmp_path):
     assert re.search(r"checksum \(CRC\) of \S+/data/\d+ in it is wrong", refused(path, "damaged"))
 
 
+def test_a_file_without_checksums_is_read(net, tmp_path):
+    torch.serialization.set_crc32_options(False)
+    try:
+        path = save(net.state_dict(), tmp_path / "a.pth")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    same(read(path).state, net.state_dict())
+
+
 @pytest.mark.parametrize("where", ["top", "init"])
 @pytest.mark.parametrize(
     ("name", "harm", "words"),

@@ -10,7 +10,7 @@ from PIL import Image
 from torchvision import datasets, transforms
 
 from dwlth import data
-from dwlth.data import Split, Streamed
+from dwlth.data import Split, Streamed, images
 from dwlth.data.augment import Augment
 from dwlth.data.images import read
 from dwlth.errors import DwlthError
@@ -50,6 +50,16 @@ def test_small_images_are_those_of_torchvisions_imagefolder(tmp_path):
     normal = dataset.train.images.double() / 255
     assert dataset.mean == pytest.approx(normal.mean((0, 2, 3)).tolist())
     assert dataset.std == pytest.approx(normal.std((0, 2, 3), correction=0).tolist())
+
+
+def test_nested_folders_and_hidden_files_are_listed_as_torchvision_does(tmp_path):
+    path = tree(tmp_path / "set")
+    tree(path / "ant", per_class=2, classes=("b", "a"))
+    wanted = datasets.ImageFolder(path).samples
+    (path / "bee" / ".hidden").write_text("no image")
+    (path / ".cache").mkdir()
+    classes, paths, labels = images.tree(path)
+    assert (classes, list(zip(paths, labels))) == (["ant", "bee"], wanted)
 
 
 def test_splits_do_not_depend_on_the_place_or_the_order_of_writing(tmp_path):

@@ -10,8 +10,8 @@ from dwlth.results import Folder
 from dwlth.runs import Run
 
 TOLERANCE = 0.01
-"""The surviving weights of an imported ticket may be this part more or fewer than its round leaves. Rounding costs some
-0.2 % at round 19 of a network of 20,000 weights; the next round is 20 % away."""
+"""The surviving weights of an imported ticket may be this part more or fewer than its round leaves. Rounding to whole
+weights costs a ResNet-18 less than 0.01 % at round 19; the next round is 20 % away."""
 
 
 def import_reference(file: str | Path, folder: Folder, run: Run, force: bool = False) -> Path:
