@@ -1,5 +1,6 @@
 """Networks side by side: each is what it would be alone."""
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -7,9 +8,10 @@ import torch
 
 from dwlth import masks, models
 from dwlth.attacks import Attack
-from dwlth.masks import Mask
+from dwlth.evaluation import evaluate
+from dwlth.fast.stack import Stack
 from dwlth.recipe import Recipe
-from dwlth.training import evaluate, fit, fit_members
+from dwlth.training import fit, fit_members
 
 PGD = Attack(0.2, 0.05, 3, bn="train")
 RECIPE = Recipe(2, 32, 0.05, attack=PGD, validation=replace(PGD, bn="eval"))
@@ -20,12 +22,15 @@ def members(task, count, network="small_resnet"):
     return built, [masks.prune(masks.dense(m.net), masks.magnitude(m.net), 0.2 * i) for i, m in enumerate(built)]
 
 
+def side_by_side(task, nets, recipe, masks=None):
+    n = len(nets)
+    return fit_members(nets, recipe, [task.train] * n, [task.val] * n, seeds=[0] * n, masks=masks, stacked=True)
+
+
 def train_together(task, chosen, recipe=RECIPE):
     built, own_masks = members(task, max(chosen) + 1)
-    model = models.Stack([built[i] for i in chosen])
-    mask = Mask(models.side_by_side([own_masks[i] for i in chosen]))
-    fits = fit_members(model, recipe, task.train, task.val, seed=0, mask=mask)
-    return model, fits
+    nets, their_masks = [copy.deepcopy(built[i]) for i in chosen], [own_masks[i] for i in chosen]
+    return nets, side_by_side(task, nets, recipe, their_masks)
 
 
 @pytest.mark.parametrize("network", ["small_resnet", "resnet18-3x3", "resnet50"])
@@ -33,14 +38,14 @@ def test_a_stack_is_the_same_function(task, network):
     side = 32 if network != "small_resnet" else 8
     channels = 3 if network != "small_resnet" else 1
     alone = [models.build(network, 5, [0.5] * channels, [0.25] * channels, seed).eval().double() for seed in range(3)]
-    stack = models.Stack(alone).eval().double()
+    stack = Stack(alone).eval().double()
     x = torch.rand(2, channels, side, side, dtype=torch.double)
     together = stack(x.repeat_interleave(3, 0)).view(2, 3, 5)
     for member, model in enumerate(alone):
         assert torch.allclose(together[:, member], model(x), atol=1e-9)
-    for copy, model in zip(stack.alone(), alone):
-        assert all(torch.equal(copy.net.state_dict()[name], t) for name, t in model.net.state_dict().items())
-        assert torch.equal(copy(x), model(x))
+    for again, model in zip(stack.alone(), alone):
+        assert all(torch.equal(again.net.state_dict()[name], t) for name, t in model.net.state_dict().items())
+        assert torch.equal(again(x), model(x))
 
 
 def test_members_train_as_they_would_alone(task):
@@ -71,8 +76,8 @@ def test_companions_change_no_bit(task):
 
 def test_masks_hold_for_each_member(task):
     _, own_masks = members(task, 3)
-    stack, _ = train_together(task, (0, 1, 2))
-    for one, mask in zip(stack.alone(), own_masks):
+    nets, _ = train_together(task, (0, 1, 2))
+    for one, mask in zip(nets, own_masks):
         zeros = {name: one.net.state_dict()[name] == 0 for name in mask}
         assert all(zeros[name][~mask[name]].all() for name in mask)
         assert sum(int(z.sum()) for z in zeros.values()) <= mask.total - mask.kept + 5
@@ -82,7 +87,7 @@ def test_a_member_that_breaks_down_leaves_the_others_alone(task):
     built, _ = members(task, 2)
     with torch.no_grad():
         built[1].net.fc.weight.fill_(float("nan"))
-    fits = fit_members(models.Stack(built), RECIPE, task.train, task.val, seed=0)
+    fits = side_by_side(task, built, RECIPE)
     assert "nan" in fits[1].error and not fits[0].error
     _, whole = train_together(task, (0, 0), RECIPE)
     assert fits[0].history[-1]["loss"] == whole[0].history[-1]["loss"]
