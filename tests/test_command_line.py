@@ -402,6 +402,7 @@ def test_a_truncated_table(copy, capsys, cut):
 def test_inspect_says_what_each_file_is(copy, tiny, capsys):
     results, _, args = copy
     run = Run("imp", "adversarial", 0)
+    third = replace(run, round=3)
     for path, words in (
         (results.source(run), "the adversarial pre-training source, seed 0.* small_resnet .* 5 classes of digits0-4"),
         (

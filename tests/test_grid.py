@@ -100,7 +100,7 @@ def test_blank_images_have_the_published_numbers(name, images):
 def test_half_precision_sources(small, tmp_path):
     small = replace(small, half_sources=True, rounds=(0,))
     folder, run = Folder(small, tmp_path), Run("pretrain", "standard", 0)
-    grid.complete(keeps_none, [run])
+    grid.complete(folder, [run])
     weights, about = read_tensors(folder.source(run), "source")
     assert weights["conv1.weight"].dtype == torch.float16 and weights["bn1.running_var"].dtype == torch.float32
     model = sources.load(folder, run)

@@ -1,17 +1,26 @@
 """Networks side by side: each is what it would be alone."""
 
 import copy
+import threading
 from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
 from dwlth import masks, models
 from dwlth.attacks import Attack
+from dwlth.errors import DwlthError
 from dwlth.evaluation import evaluate
-from dwlth.fast.stack import Stack
+from dwlth.fast.folding import fold
+from dwlth.fast.stack import Stack, _grouped
 from dwlth.recipe import Recipe
+from dwlth.results import Folder
+from dwlth.runs import Run
+from dwlth.sources import pretrain
+from dwlth.tickets import imp_round
 from dwlth.training import fit, fit_members
+from dwlth.transfer import transfer
 
 PGD = Attack(0.2, 0.05, 3, bn="train")
 RECIPE = Recipe(2, 32, 0.05, attack=PGD, validation=replace(PGD, bn="eval"))
@@ -101,3 +110,100 @@ def test_ra_counts_images_right_as_they_are_and_attacked(task):
     exact_sa, exact_ra = evaluate(model, task.test, weak, seed=0, exact=True)
     assert sa == exact_sa and ra <= min(sa, exact_ra)
     assert abs(ra - exact_ra) < 0.01
+
+
+class PreActivation(nn.Module):
+    """Batch norm before each convolution, so that one follows, in order of registration, a convolution that it does
+    not norm."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, 8, 3, padding=1)
+        self.bn2 = nn.BatchNorm2d(8)
+        self.conv2 = nn.Conv2d(8, 8, 3, padding=1)
+        self.bn3 = nn.BatchNorm2d(8)
+        self.fc = nn.Linear(8, 5)
+
+    def forward(self, x):
+        x = self.conv1(x)
+        x = x + self.conv2(self.bn2(x).relu())
+        return self.fc(self.bn3(x).relu().mean((2, 3)))
+
+
+def test_batch_norm_that_comes_before_its_convolution_is_not_folded(task):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = models.Classifier(PreActivation(), task.mean, task.std).to(task.train.images.device)
+    fit(model, replace(RECIPE, attack=Attack(), validation=Attack()), task.train, task.val, seed=0)
+    model.eval()
+    x, y = next(task.test.batches(len(task.test)))
+    assert torch.equal(fold(model, x[:8])(x), model(x))
+    right = (model(x).argmax(1) == y).float().mean().item()
+    assert evaluate(model, task.test, Attack(), seed=0)[0] == pytest.approx(right, abs=1e-6)
+
+
+def test_what_cannot_be_grouped_is_refused_and_the_rest_is_copied():
+    with pytest.raises(DwlthError, match="padding mode is 'reflect', not 'zeros'"):
+        _grouped(nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect"), 2)
+    with pytest.raises(DwlthError, match="cannot stack BatchNorm2d"):
+        _grouped(nn.BatchNorm2d(4, affine=False), 2)
+    conv = nn.Conv2d(2, 4, 3, stride=2, padding=2, dilation=2, groups=2)
+    both = _grouped(conv, 2)
+    both.load_state_dict({name: torch.cat([t, t]) for name, t in conv.state_dict().items()})
+    x = torch.rand(3, 2, 9, 9)
+    assert torch.allclose(both(torch.cat([x, x], 1)), torch.cat([conv(x)] * 2, 1), atol=1e-6)
+
+
+def test_a_seed_gives_one_network_beside_a_thread_that_stacks(task):
+    build = lambda: models.build("small_resnet", task.classes, task.mean, task.std, seed=0).state_dict()
+    expected, members, done = build(), members_of(task), threading.Event()
+
+    def stack():
+        while not done.is_set():
+            Stack(members)
+
+    thread = threading.Thread(target=stack)
+    thread.start()
+    try:
+        others = sum(any(not torch.equal(t, expected[name]) for name, t in build().items()) for _ in range(300))
+    finally:
+        done.set()
+        thread.join()
+    assert others == 0
+
+
+def members_of(task):
+    return members(task, 2)[0]
+
+
+STAGES = {
+    "pretrain": (pretrain, lambda seed: Run("pretrain", "adversarial", seed)),
+    "imp": (imp_round, lambda seed: Run("imp", "adversarial", seed, 1)),
+    "transfer": (
+        transfer,
+        lambda seed: Run("transfer", "adversarial", seed, 1, "imp", "digits5-9", "adversarial", 0.1),
+    ),
+}
+
+
+def test_seeds_and_data_of_its_own_change_no_bit_of_a_member(tiny, tmp_path):
+    """In each stage: beside a run of another seed, so with other weights, masks, images and draws, and beside its
+    double."""
+    assert tiny.splits == "by seed"
+    together, alone = Folder(tiny, tmp_path / "together"), Folder(tiny, tmp_path / "alone")
+    for stage, (do, run) in STAGES.items():
+        found = do(together, [run(0), run(1)], stacked=True)
+        lone = [do(alone, [run(seed)], stacked=True)[0] for seed in (0, 1)]
+        assert [without_seconds(each) for each in found] == [without_seconds(each) for each in lone], stage
+        assert without_seconds(found[0]) != without_seconds(found[1]), stage
+        for seed in (0, 1):
+            path = together.made(run(seed))
+            assert path.read_bytes() == alone.made(run(seed)).read_bytes(), stage
+            if stage == "pretrain":  # and the first ticket
+                for folder in (together, alone):
+                    imp_round(folder, [Run("imp", "adversarial", seed)])
+
+
+def without_seconds(result):
+    rows = [{key: value for key, value in row.items() if key != "seconds"} for row in result["history"]]
+    return result | {"history": rows}
