@@ -406,7 +406,7 @@ def test_inspect_says_what_each_file_is(copy, tiny, capsys):
     for path, words in (
         (results.source(run), "the adversarial pre-training source, seed 0.* small_resnet .* 5 classes of digits0-4"),
         (
-            results.ticket(replace(run, round=3)),
+            results.ticket(third),
             r"ticket 3 of the adversarial source.* by imp.*sparsity of 48.80%.*belongs to",
         ),
         (results.record(run), "record of run .*, imp adversarial round 0 seed 0: ok, SA"),
