@@ -215,3 +215,31 @@ def test_bfloat16_measures_and_trains_as_float32_does(task, device, monkeypatch)
     assert evaluate(model, task.test, pgd, 0, precision="bfloat16") == full
     with pytest.raises(DwlthError, match="precision is 'half', not one of float32, tf32, bfloat16"):
         replace(STANDARD, precision="half")
+
+
+def test_the_one_cycle_schedule_rises_and_falls_step_by_step():
+    recipe = Recipe(epochs=10, batch_size=32, lr=0.2, schedule="onecycle", warm_up=0.2)
+    rates = [recipe.lr_at(epoch, part) for epoch, part in ((0, 0), (0, 0.5), (1, 0), (2, 0), (6, 0), (9, 0.5))]
+    assert rates == pytest.approx([0, 0.05, 0.1, 0.2, 0.1, 0.0125])
+    with pytest.raises(DwlthError, match="warm_up is 0.2, schedule constant"):
+        Recipe(epochs=1, batch_size=1, lr=0.1, warm_up=0.2)
+
+
+def test_sound_keeps_the_last_epoch_without_overfitting_also_when_resumed(model, task, tmp_path, monkeypatch):
+    fgsm, pgd = Attack(0.1, 0.125, 1), Attack(0.1, 0.05, 2)
+    recipe = Recipe(epochs=4, batch_size=64, lr=0.1, attack=fgsm, validation=pgd, keep="sound")
+    epochs = lambda row: row["val_sa"] is not None and row["epoch"] >= 2  # it overfits from epoch 2 on
+    monkeypatch.setattr(training, "catastrophic_overfitting", epochs)
+    start, kept = state(model), []
+    with pytest.warns(UserWarning, match="catastrophic overfitting in epoch 2"):
+        straight = fit(model, recipe, task.train, task.val, seed=0)
+    for stop in (1, 2):
+        model.load_state_dict(start)
+        path = tmp_path / f"{stop}.pt"
+        with pytest.raises(OutOfTime):
+            options = {"checkpoint": path, "on_epoch": lambda row, stop=stop: row["epoch"] == stop}
+            fit(model, recipe, task.train, task.val, seed=0, **options)
+        kept.append(fit(model, recipe, task.train, task.val, seed=0, checkpoint=path).best["sound"])
+    for best in kept:
+        assert best["epoch"] == straight.best["sound"]["epoch"] == 1
+        assert same(best["state"], straight.best["sound"]["state"])

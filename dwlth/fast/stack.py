@@ -21,8 +21,9 @@ def side_by_side(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
 
 
 class Stack(Classifier):
-    """Several classifiers of one architecture, each with its own normalisation, as one network with grouped convolutions: small ones
-    side by side take little more time than one, whose cost is that of starting operations, not of the arithmetic.
+    """Several classifiers of one architecture, each with its own normalisation, as one network with grouped
+    convolutions: small ones side by side take little more time than one, whose cost is that of starting operations, not
+    of the arithmetic.
 
     A batch holds each image once per member: row n * members + m of the images (float [N * members, C, H, W]), and of
     the logits (float [N * members, classes]), is image n for member m. Nothing flows from one member to another, and on
