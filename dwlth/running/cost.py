@@ -13,6 +13,7 @@ from dwlth.evaluation import evaluate
 from dwlth.presets import Preset
 from dwlth.recipe import Given, Recipe
 from dwlth.results import Folder
+from dwlth.running.machine import torch_threads
 from dwlth.runs import Run
 from dwlth.training import fit_members
 
@@ -47,12 +48,8 @@ def estimate(folder: Folder, runs: list[Run], threads: int = 0) -> dict[Run, flo
         validations = sum(map(recipe.validates, range(recipe.epochs)))
         return seconds + validations * len(task.val) * test(task, recipe.validation, recipe)
 
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads or before)
-    try:
+    with torch_threads(threads):
         return {run: cost(run) for run in runs}
-    finally:
-        torch.set_num_threads(before)
 
 
 def passes(folder: Folder, run: Run) -> float:
