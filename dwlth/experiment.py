@@ -22,6 +22,9 @@ from dwlth.running.settings import override
 from dwlth.runs import Run
 from dwlth.show import analysis, figures, inspection
 
+COMMAND = "dwlth.Experiment.have"
+"""What the records of runs that are done here name as their command."""
+
 
 class Experiment:
     """A preset and its results on disk:
@@ -51,8 +54,9 @@ class Experiment:
         device: str | None = None,
         settings: Iterable[str] = (),
     ):
-        preset = presets.get(preset) if isinstance(preset, str) else preset
-        self.folder = Folder(override(preset, list(settings)), results, data, machine.this_machine(device)[0])
+        preset, settings = presets.get(preset) if isinstance(preset, str) else preset, list(settings)
+        self.folder = Folder(override(preset, settings), results, data, machine.this_machine(device)[0])
+        self._command = " ".join(["python -m dwlth run", preset.name, *(f"--set {setting}" for setting in settings)])
 
     def __repr__(self) -> str:
         return f"Experiment({self.preset.name!r}, results={str(self.folder.root)!r})"
@@ -72,9 +76,7 @@ class Experiment:
             wanted = list(wanted) if isinstance(wanted, (list, tuple, set, range)) else [wanted]
             known = dict.fromkeys(getattr(run, name) for run in grid_)
             for value in wanted:
-                _choose(
-                    name, value, [each for each in dict.fromkeys(getattr(run, name) for run in grid_) if each != ""]
-                )
+                _choose(name, value, [each for each in known if each != ""])
             chosen = [run for run in chosen if getattr(run, name) in wanted]
         return chosen
 
@@ -115,7 +117,7 @@ class Experiment:
         """
         runs = list(runs)
         try:
-            grid.complete(self.folder, runs, files=files, minutes=minutes, command="dwlth.Experiment.have")
+            grid.complete(self.folder, runs, files=files, minutes=minutes, by_hand=self._command, command=COMMAND)
             for name in {run.downstream or self.preset.upstream for run in runs} if images else ():
                 self.folder.dataset(name, 0)
         except DwlthError as error:

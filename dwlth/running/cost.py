@@ -4,8 +4,6 @@ import time
 from collections.abc import Callable
 from functools import cache, partial
 
-import torch
-
 from dwlth import data, models
 from dwlth.attacks import Attack
 from dwlth.data import Augment

@@ -57,6 +57,7 @@ def complete(
     minutes: float = 10.0,
     workers: int = 1,
     on_epoch: Callable[[Run, dict | None], bool | None] | None = None,
+    by_hand: str = "",
     command: str = "dwlth.running.grid.complete",
 ) -> pd.DataFrame:
     """Do what is left of `runs`, with a progress bar, and return the table; at once where nothing is left.
@@ -67,6 +68,8 @@ def complete(
         workers: processes; one does the work here.
         on_epoch: called with the run under way and each new row of its history, before the first with None; returns
             True to stop there. One worker only.
+        by_hand: the command that does these runs, for the error; by default that of the preset's name.
+        command: for the records.
 
     Raises:
         NotYet: where the estimate is higher; it says the cost, and the command for a larger machine.
@@ -79,8 +82,8 @@ def complete(
         if seconds > 60 * minutes:
             raise NotYet(
                 f"{len(todo)} runs are left, about {duration(seconds)} here ({folder.device}, {workers} at a time); "
-                f"more than {minutes:g} minutes are not begun here. `python -m dwlth run {folder.preset.name}` does "
-                "them, and can be stopped and resumed"
+                f"more than {minutes:g} minutes are not begun here. "
+                f"`{by_hand or f'python -m dwlth run {folder.preset.name}'}` does them, and can be stopped and resumed"
             )
         ends = run_all(folder, todo, workers, command=command, on_epoch=on_epoch)
         for failed in (run for run, end in ends.items() if end == "failed"):
