@@ -34,7 +34,7 @@ class Folder:
     - `networks/ID.safetensors`: the network that a transfer ended with, where it is kept
     - `runs/ID.json`: the record of a finished (or failed) run
     - `checkpoints/ID.pt`: a training under way
-    - `table.csv`: a row per finished run; all that the verdict and the figures read
+    - `table.csv`: a row per finished (or failed) run; all that the verdict and the figures read
     - `preset.json`: every number of the preset
     - `figures/`
     """
@@ -129,7 +129,8 @@ class Folder:
 
     def seconds(self) -> dict[str, float]:
         """The wall time of each finished run, by its id: of those with a record, and those in the table."""
-        table = read_table(self.table) if self.table.exists() else pd.DataFrame({"id": [], "seconds": []})
+        table = read_table(self.table) if self.table.exists() else pd.DataFrame(columns=["id", "seconds", "status"])
+        table = table[table["status"] == "ok"]
         ended = {rec["id"]: rec["provenance"]["seconds"] for rec in self.records() if rec["status"] == "ok"}
         return ended | dict(zip(table["id"], table["seconds"]))
 
@@ -138,20 +139,21 @@ class Folder:
         return set(self.seconds())
 
     def collect(self) -> pd.DataFrame:
-        """Add the records of this preset's runs to `table.csv`, and return its rows of this preset's runs. A row stays
-        as it is when its run is done once more. Records and rows of other settings (an older version of the preset)
-        stay on disk; a warning says how many, and they are not returned. A row of theirs gives way to a run of this
-        preset of the same name.
+        """Add the records of this preset's runs to `table.csv`, and return its rows of this preset's runs. The row of a
+        finished run stays as it is when its run is done once more; that of a failed one gives way. Records and rows of
+        other settings (an older version of the preset) stay on disk; a warning says how many, and they are not
+        returned. A row of theirs gives way to a run of this preset of the same name.
 
         Raises:
-            NotYet: without a finished run.
+            NotYet: without a run that has ended.
         """
-        records = [record for record in self.records() if record["status"] == "ok"]
+        records = self.records()
         own = [record for record in records if self._owns(record["config"], record["id"])]
         rows = pd.DataFrame([_row(record) for record in own]).drop_duplicates(KEY, keep="last") if own else None
         table = read_table(self.table) if self.table.exists() else None
         if table is not None and rows is not None:
-            rows = rows[~rows["id"].isin(table["id"])]
+            failed = rows["id"][rows["status"] == "failed"]
+            rows = rows[~rows["id"].isin(table["id"][(table["status"] == "ok") | table["id"].isin(failed)])]
         if rows is not None and len(rows):
             rows = pd.concat([part for part in (table, rows) if part is not None], ignore_index=True)
             rows = rows.drop_duplicates(KEY, keep="last").sort_values(KEY, kind="stable").reset_index(drop=True)
@@ -198,10 +200,11 @@ def read_record(path: Path) -> dict[str, Any]:
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """A table of results: a row per finished run. SA and RA are fractions in [0, 1]; `sa` and `ra` are those of the
-    network that the verdict looks at (see `dwlth.transfer`), `sa_best_ra` is the SA of the network with the best
-    validation RA, and so on; in rows of stage `autoattack`, `ra` is under AutoAttack and `ra_pgd` under the evaluation
-    attack on the same images. Empty text columns are empty strings.
+    """A table of results: a row per run that has ended; its `status` is ok, or failed, and then it has no SA and RA.
+    These are fractions in [0, 1]; `sa` and `ra` are those of the network that the verdict looks at (see
+    `dwlth.transfer`), `sa_best_ra` is the SA of the network with the best validation RA, and so on; in rows of stage
+    `autoattack`, `ra` is under AutoAttack and `ra_pgd` under the evaluation attack on the same images. Empty text
+    columns are empty strings.
 
     Raises:
         DwlthError: if the file is missing or no such table.
@@ -221,6 +224,7 @@ def read_table(path: Path) -> pd.DataFrame:
     table = table.astype({column: object for column in text} | {"fraction": float}).fillna(
         {column: "" for column in text}
     )
+    table["status"] = table.get("status", "ok")  # before, there were finished runs only
     own = table["source_seed"] if "source_seed" in table else pd.Series(float("nan"), table.index)
     table["source_seed"] = [None if pd.isna(seed) else int(seed) for seed in own]  # None: the run's own seed
     table["source_seed"] = table["source_seed"].astype(object).where(own.notna(), None)
@@ -231,7 +235,8 @@ def _row(record: dict[str, Any]) -> dict[str, Any]:
     config, result = record["config"], record["result"]
     row = {"id": record["id"]} | {column: config[column] for column in KEY}
     row["source_seed"] = config.get("source_seed")
-    row |= {key: result[key] for key in ("sparsity", "n_train", "sa", "ra")} | {"ra_pgd": result.get("ra_pgd")}
+    row["status"] = record["status"]
+    row |= {key: result.get(key) for key in ("sparsity", "n_train", "sa", "ra", "ra_pgd")}  # a failed run has none
     for best in ("best_sa", "best_ra"):
         values = result.get(best) or {}
         for key in ("epoch", "val_sa", "val_ra", "sa", "ra"):
