@@ -101,7 +101,9 @@ def show(box: ipw.VBox, *parts: Any) -> None:
             kind, name, value = ipw.Image, "figure", figures.png(part)
             plt.close(part)  # where pyplot made it
         elif isinstance(part, pd.DataFrame):
-            kind, name, value = ipw.HTML, "table", f'<div class="jp-RenderedHTMLCommon">{part.to_html(border=0)}</div>'
+            with pd.option_context("display.max_colwidth", None):  # sentences whole
+                value = f'<div class="jp-RenderedHTMLCommon">{part.to_html(border=0)}</div>'
+            kind, name = ipw.HTML, "table"
         else:
             kind, name, value = ipw.HTML, "text", f'<div style="white-space: pre-wrap">{html.escape(str(part))}</div>'
         child = box.children[i] if i < len(box.children) else None
