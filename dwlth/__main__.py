@@ -9,6 +9,7 @@ import warnings
 from collections import Counter
 from concurrent.futures import BrokenExecutor
 from dataclasses import replace
+from pathlib import Path
 
 from dwlth import presets, verdict
 from dwlth.errors import DwlthError, NotYet
@@ -45,9 +46,9 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="plan|run|autoattack|verdict|figures|inspect|import|export")
     for name, command, help_ in (
         ("plan", plan, "count the runs done and left, and estimate the time left"),
-        ("run", run, "do the runs left, then print the verdict and draw the figures"),
+        ("run", run, "do the runs left, draw the figures, and say what came out"),
         ("autoattack", under_autoattack, "AutoAttack on the dense networks and the sparsest double-win tickets"),
-        ("verdict", show_verdict, "the sparsest double-win tickets, from the table"),
+        ("verdict", show_verdict, "the sparsest double-win tickets, their tests and the scoreboard, from the table"),
         ("figures", draw, "draw the figures from the table"),
         ("import", import_ticket, "take in a ticket of the paper's public code"),
         ("export", export_ticket, "write a ticket as the paper's public code reads it"),
@@ -74,9 +75,11 @@ def _parser() -> argparse.ArgumentParser:
             sub.add_argument("--force", action="store_true", help="whatever weights it belongs to")
         if name in ("run", "autoattack"):
             sub.add_argument("--minutes", type=float, default=math.inf, help="stop cleanly after so long")
-        if name in ("run", "autoattack", "verdict", "figures"):
-            help_ = "points that a double-win ticket may lose (default: one standard error of the dense runs)"
-            sub.add_argument("--tolerance", type=float, help=help_)
+        if name == "verdict":
+            help_ = "tests of paired differences (default), or the means alone, as in papers with one seed"
+            sub.add_argument("--rule", default="paired", choices=["paired", "mean"], help=help_)
+            sub.add_argument("--tolerance", type=float, help="points that a ticket's mean may lose (--rule mean)")
+            sub.add_argument("--all-four", action="store_true", help="judge RA after standard transfer too")
     sub = commands.add_parser("inspect", help="say what a file is", epilog=EPILOG)
     sub.add_argument("file", help="a source, ticket, record or table, or a checkpoint from elsewhere")
     sub.add_argument("--unsafe", action="store_true", help="unpickle the file in full, which can run code in it")
@@ -117,9 +120,10 @@ def plan(args) -> int:
 
 def run(args) -> int:
     ends = _do(args, *_select(args))
+    folder = _folder(args)
     with contextlib.suppress(NotYet):
-        draw(args)
-        show_verdict(args)
+        _draw(folder)
+        print(report.screen(folder.collect(), folder.preset, folder.figures, _verdict_command(args)))
     return ends
 
 
@@ -127,7 +131,7 @@ def under_autoattack(args) -> int:
     folder, _ = _select(args)
     # networks that are missing are trained once more
     folder = replace(folder, preset=replace(folder.preset, keep_networks=True))
-    found = verdict.verdict(folder.collect(), args.tolerance)
+    found = verdict.verdict(folder.collect(), folder.preset.margins)
     runs = [run for run in grid.for_autoattack(folder.preset, found) if not args.source or run.source in args.source]
     ends = _do(args, folder, runs)
     print(report.report_autoattack(folder.collect()))
@@ -152,17 +156,20 @@ def _do(args, folder: Folder, runs: list[Run]) -> int:
 
 
 def show_verdict(args) -> int:
-    print(report.report(verdict.verdict(_folder(args).collect(), args.tolerance), args.preset))
+    folder = _folder(args)
+    print(report.report(folder.collect(), folder.preset, args.rule, args.tolerance, args.all_four))
     return 0
 
 
 def draw(args) -> int:
+    print(*_draw(_folder(args)), sep="\n")
+    return 0
+
+
+def _draw(folder: Folder) -> list[Path]:
     from dwlth.show import figures  # late: matplotlib takes a while
 
-    folder = _folder(args)
-    for path in figures.draw_all(folder.collect(), folder.figures, args.tolerance):
-        print(path)
-    return 0
+    return figures.draw_all(folder.collect(), folder.figures, folder.preset.margins)
 
 
 def import_ticket(args) -> int:
@@ -191,6 +198,14 @@ def _command(args) -> str:
         value = getattr(args, name, None)
         words += [f"--{name} {item}" for item in (value if isinstance(value, list) else [value]) if item is not None]
     return " ".join(words)
+
+
+def _verdict_command(args) -> str:
+    """The command that prints the whole verdict of these results, by the interpreter that runs now."""
+    python, here = Path(sys.executable), Path.cwd()
+    words = [f"{python.relative_to(here) if python.is_relative_to(here) else 'python'} -m dwlth verdict {args.preset}"]
+    words += [f"--results {args.results}"] if args.results != "results" else []
+    return " ".join(words + [f"--set {setting}" for setting in args.set])
 
 
 if __name__ == "__main__":

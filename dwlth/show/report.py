@@ -1,45 +1,171 @@
 """The verdict as text."""
 
+import textwrap
+from pathlib import Path
+
 import pandas as pd
 
-from dwlth.presets import SOURCES
-from dwlth.verdict import CRITERIA, PAPER
+from dwlth.claims import scoreboard
+from dwlth.presets import SOURCES, Preset
+from dwlth.verdict import CRITERIA, FOURTH, PAPER, order, tests, verdict
+
+PAIRED = """A ticket is double-win if the lower 95 % bound of its paired difference from the dense network (ticket
+minus dense, same seed, in points) lies above -{sa:g} for SA and above -{ra:g} for RA. Tickets are tested from the least
+sparse on; the first that is not double-win ends the sequence."""
+
+MEANS = """A ticket is double-win if no mean difference from the dense network is below -{tolerance:g} points, as in
+papers with one seed: this rule knows no spread. Tickets are taken from the least sparse on; the first that fails ends
+the sequence."""
+
+FOUR = """The paper's definition names SA and RA under both regimes; its code measures no RA after standard transfer,
+which is {fourth} here."""
 
 
 def readable(found: pd.DataFrame) -> pd.DataFrame:
-    """The verdict in words, a row each as in `found`."""
+    """A verdict in words, a row each."""
     return pd.DataFrame(
         {
             "data": found["fraction"].map("{:.0%}".format),
             "source": found["source"],
-            "seeds": found["seeds"],
-            "sparsest double-win": found["sparsity"].map("{:.2%}".format) + found["round"].map(" (round {})".format),
-            "first fails at": found["fails_at_sparsity"].map(lambda s: "" if pd.isna(s) else f"{s:.2%}"),
-            "by": found["fails_by"].str.replace(" transfer", ""),  # short enough for pandas to show it whole
+            "seeds": found["pairs"],
+            "sparsest double-win": [_ticket(*row) for row in zip(found["round"], found["sparsity"])],
+            "next tried": ["" if pd.isna(sparsity) else f"{sparsity:.2%}" for sparsity in found["next_sparsity"]],
+            "is": found["next_answer"],
+            "why": found["why"].str.replace(" transfer", ""),  # short enough for pandas to show it whole
         }
     )
 
 
-def gains(found: pd.DataFrame) -> pd.DataFrame:
-    """What each sparsest double-win ticket of the verdict gains over its dense network, a row each as in `found`."""
-    return pd.concat([readable(found)[["data", "source", "sparsest double-win"]], found[list(CRITERIA)]], axis=1)
+def readable_tests(tested: pd.DataFrame) -> pd.DataFrame:
+    """Tests of tickets in words, a row each: for each criterion the mean difference from the dense network, in points,
+    and its one-sided bounds."""
+    about = {
+        "data": tested["fraction"].map("{:.0%}".format),
+        "source": tested["source"],
+        "sparsity": tested["sparsity"].map("{:.2%}".format),
+        "pairs": tested["pairs"],
+        "failed": tested["failed"],
+    }
+    criteria = {
+        name.replace(" transfer", ""): [
+            f"{mean:+.1f}" + ("" if pd.isna(low) else f" ({low:.1f} to {high:.1f})")
+            for mean, low, high in zip(tested[name], tested[f"{name} low"], tested[f"{name} high"])
+        ]
+        for name in CRITERIA | FOURTH
+    }
+    return pd.DataFrame(about | criteria | {"answer": tested["answer"]}, index=tested.index)
 
 
-def report(found: pd.DataFrame, preset: str) -> str:
-    """The verdict as text, beside the paper's numbers."""
-    table = readable(found)
-    lines = [f"Sparsest double-win tickets, preset {preset} (each within its tolerance of the dense network)"]
-    over_dense = gains(found)
-    for task, group in table.groupby(found["downstream"], sort=False):
-        lines += ["", f"to {task}", group.to_string(index=False, justify="left")]
-        lines += ["", "these tickets over the dense network, in points (and 95 % confidence interval over the seeds)"]
-        lines += [over_dense.loc[group.index].to_string(index=False, justify="left")]
-    if PAPER.exists():
-        paper = pd.read_csv(PAPER)
-        paper["sparsity"] = paper["sparsity"].map("{:.2%}".format) + paper["round"].map(" (round {})".format)
-        lines += ["", "The paper's, another scale of experiment (ResNet-50, ImageNet, 100 % of the data)"]
-        lines += [paper.pivot(index="source", columns="downstream", values="sparsity").loc[list(SOURCES)].to_string()]
+def readable_order(shares: pd.DataFrame) -> pd.DataFrame:
+    """The order of the sources in words, a row each."""
+    percent = {name: shares[name].map("{:.0%}".format) for name in ("fraction", "sparser", "tied", "less")}
+    return shares.assign(**percent).rename(columns={"fraction": "data"})
+
+
+def report(
+    table: pd.DataFrame, preset: Preset, rule: str = "paired", tolerance: float | None = None, all_four: bool = False
+) -> str:
+    """The whole verdict as text, beside the paper's numbers; for the arguments see `dwlth.verdict.verdict`.
+
+    Raises:
+        NotYet: if no ticket can be judged.
+    """
+    margins = preset.margins
+    found, tested = verdict(table, margins, rule, tolerance, all_four), tests(table, margins, all_four)
+    lines = [
+        f"Preset {preset.name}",
+        "",
+        PAIRED.format(**margins) if rule == "paired" else MEANS.format(tolerance=tolerance),
+    ]
+    lines += [FOUR.format(fourth="judged too" if all_four else "shown and not judged"), *notes(table)]
+    for task, group in found.groupby("downstream", sort=False):
+        lines += ["", f"Sparsest double-win tickets on {task}", _text(readable(group))]
+        shown = tested[(tested["downstream"] == task) & tested["in_sequence"]]
+        lines += ["", "Tests of these tickets and the next: ticket minus dense, in points (one-sided 95 % bounds)"]
+        lines += [_text(readable_tests(shown))]
+    shares = order(table, margins)
+    if len(shares):
+        lines += ["", "How sure the order of the sources is: shares of resamples of the seeds in which the sparsest"]
+        lines += ["double-win ticket of a is sparser than that of b, tied with it (or both have none), or less sparse"]
+        lines += [_text(readable_order(shares))]
+    lines += ["", "What the paper's abstract claims, and what these runs say (points, two-sided 95 % intervals)"]
+    return "\n".join([*lines, *_claims(scoreboard(table, margins)), *_paper()])
+
+
+def screen(table: pd.DataFrame, preset: Preset, figures: Path, command: str) -> str:
+    """The last screen of a run, for a reader who knows nothing yet: what was done, what it says, and where to go on.
+
+    Args:
+        figures: the folder of the figures.
+        command: that prints the whole verdict.
+
+    Raises:
+        NotYet: if no ticket can be judged.
+    """
+    found, board = verdict(table, preset.margins), scoreboard(table, preset.margins)
+    found = found[(found["downstream"] == found["downstream"][0]) & (found["fraction"] == found["fraction"].max())]
+    ended = table[table["status"] == "ok"] if "status" in table else table
+    count = ended["stage"].value_counts()
+    sa, ra = (f"{preset.margins[column]:g}" for column in ("sa", "ra"))
+    lines = [
+        f"Done: {count.get('pretrain', 0)} networks trained on {preset.upstream} and pruned step by step into sparse "
+        f"tickets; {count['transfer']} of these trained on",
+        f"{', '.join(preset.downstream)} and attacked. A ticket is double-win if it is shown to lose less than {sa} "
+        f"point{'s' * (sa != '1')} of accuracy (SA)",
+        f"and {ra} of accuracy under attack (RA) against the dense network that it is cut from.",
+        *notes(table),
+        "",
+        "What the paper claims, and what these runs say (points, 95 % intervals over the seeds):",
+        *_claims(board),
+        f"Sparsest double-win ticket with {found['fraction'].iloc[0]:.0%} of the data, by pre-training:",
+    ]
+    for row in found.itertuples():
+        why = f"; {row.next_sparsity:.2%} is {row.next_answer}: {row.why}" if row.next_answer else ""
+        ticket = f"{row.source}: {_ticket(row.round, row.sparsity)}{why}".replace(" transfer", "")
+        lines += ["  " + textwrap.shorten(ticket, 114, placeholder=" ...")]
+    lines += [f"Look at {figures / board['figure'][2]}", f"Go on with: make lab (all numbers: {command})"]
     return "\n".join(lines)
+
+
+def notes(table: pd.DataFrame) -> list[str]:
+    """What a reader of any number here has to know, a line each."""
+    lines = []
+    runs = table[table["stage"] == "transfer"]
+    if "source_seed" in runs and runs["source_seed"].notna().any():
+        sources = runs["source_seed"].where(runs["source_seed"].notna(), runs["seed"]).nunique()
+        of = "one source" if sources == 1 else f"{sources} sources"
+        lines += [f"{runs['seed'].nunique()} transfer seeds of {of}: the spread is that of the transfer"]
+    if "status" in table and (failed := (table["status"] == "failed").sum()):
+        lines += [f"{failed} runs failed (diverged), and count against their tickets"]
+    return lines
+
+
+def _ticket(round_: int, sparsity: float) -> str:
+    return f"{sparsity:.2%} (round {round_})" if round_ else "none shown"
+
+
+def _claims(board: pd.DataFrame) -> list[str]:
+    """The scoreboard in words."""
+    lines = []
+    for row in board.itertuples():
+        lines += [f"{row.answer:13}{row.claim}: {row.effect}"]
+        if len(lines[-1]) > 116:
+            indent = {"initial_indent": "  ", "subsequent_indent": "  "}
+            lines[-1:] = [f"{row.answer:13}{row.claim}", *textwrap.wrap(row.effect, 118, **indent)]
+    return lines
+
+
+def _paper() -> list[str]:
+    if not PAPER.exists():
+        return []
+    paper = pd.read_csv(PAPER)
+    paper["sparsity"] = [_ticket(*row) for row in zip(paper["round"], paper["sparsity"])]
+    of = paper.pivot(index="source", columns="downstream", values="sparsity").loc[list(SOURCES)]
+    return ["", "The paper's, another scale of experiment (ResNet-50, ImageNet, 100 % of the data)", of.to_string()]
+
+
+def _text(frame: pd.DataFrame) -> str:
+    return frame.to_string(index=False, justify="left")
 
 
 def report_autoattack(table: pd.DataFrame) -> str:

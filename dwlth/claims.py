@@ -1,0 +1,211 @@
+"""The scoreboard: what the paper's abstract claims, and what a table of results says about it.
+
+The robust pre-training of these claims is the adversarial one (PGD), beside the standard one; `scoreboard` takes
+another. Their *gain* is the robust source's points minus those of the standard source, paired: the same seed, task,
+regime, fraction and round.
+"""
+
+import re
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+
+from dwlth.errors import NotYet
+from dwlth.verdict import CRITERIA, bounds, resampled, tests, transfers, verdict
+
+SCARCE = (0.1, 0.01)
+"""The fractions of the downstream data that the paper's claim names."""
+
+
+def scoreboard(table: pd.DataFrame, margins: Mapping[str, float], robust: str = "adversarial") -> pd.DataFrame:
+    """One row for each claim of the abstract.
+
+    Args:
+        table: of `dwlth.results.read_table`.
+        margins: as of `dwlth.verdict.tests`.
+        robust: the source that stands for robust pre-training.
+
+    Returns:
+        `claim`; `answer`: `supported`, `contradicted` or `undecided`; `effect`: in words, points with their interval,
+        or what is missing; `seeds` that it rests on; `figure`: the file that shows it. All intervals are two-sided,
+        of 95 %, over the seeds. "Of much data" is the largest fraction with two seeds or more in both sources.
+
+        1. *Double-win tickets exist*, with much data. Supported if the verdict has one for any source (and task), with
+           one-sided bounds of 1 - 5 % / (sources times tasks), since any would do. Contradicted if the least sparse
+           ticket of each is not double-win. The effect is that of the sparsest such ticket, or of the first one tried.
+        2. *Robust pre-training makes them sparser*, with much data. Seeds are drawn anew as in `dwlth.verdict.order`,
+           and each time the sparsities of the sparsest double-win tickets are compared (the mean over tasks). Supported
+           if the interval that holds the middle 95 % of the differences lies above 0, contradicted if below.
+        3. *Robust tickets have higher SA and RA at equal sparsity*, with much data: the gain, the mean over the tickets
+           that both sources have (the dense networks left out) and over tasks.
+        4. *They are more data-efficient*: the same with each of 10 % and 1 % of the data that the table has; all of
+           them must hold.
+        5. *The gain grows with less data*: the gain of the dense networks with the smallest fraction minus that with
+           the largest, of those with two seeds or more.
+        6. *The gain grows with sparsity*, with much data: the slope of the gain over the IMP rounds (least squares, for
+           each seed), times the rounds from the dense network to the sparsest ticket.
+
+        3 to 6 have three numbers, one for each of the verdict's criteria, and Student's t. The claim is supported if
+        all three intervals lie above 0. It is contradicted if any lies below 0, even where others lie above (the claim
+        says SA *and* RA); there the interval's level is 1 - 5 % / 3 (or over as many numbers as there are), since any
+        would do. Anything else is undecided, and so is what the table has no runs for. Where intervals of 95 % lie on
+        both sides of 0, the effect says "mixed". Failed runs have no numbers: in 3 to 6 their seeds are left out, and
+        so is a round that less than half of the seeds have.
+    """
+    table = table[table["stage"].isin(["transfer", "imp"])]
+    gain, tasks = _gains(table, robust)
+    counts = {f: gain.loc[f].dropna().index.get_level_values("seed").nunique() for f in gain.index.unique("fraction")}
+    fractions = [fraction for fraction in sorted(counts, reverse=True) if counts[fraction] > 1]
+    fractions = fractions or sorted(counts, reverse=True)
+    all_ = sorted(table["fraction"][table["stage"] == "transfer"].unique(), reverse=True)
+    much = fractions[0] if fractions else all_[0] if all_ else 1.0
+    scarce = [fraction for fraction in sorted(counts, reverse=True) if fraction < 1 and fraction in SCARCE]
+    place = re.sub(r"[^\w.-]", "-", tasks[0]) if tasks else "task"  # as `dwlth.show.figures` names its files
+    by_sparsity = f"curves-{place}-{much:g}.png"
+    few = " and ".join(f"{fraction:.0%}" for fraction in scarce or SCARCE)
+    dense, tickets = _dense(gain), _mean_of_tickets(gain)
+    name = robust.replace("_", " ").capitalize()
+    lack = f"no transfers of {robust} and standard sources with the same seed in the table" if gain.empty else ""
+    less = lack or ("" if len(fractions) > 1 else "no two fractions of the data with two seeds or more")
+    amplified = {"": (_at(dense, fractions[-1]) - _at(dense, much)) if not less else None}
+    at_few = {f"{fraction:.0%}: " if len(scarce) > 1 else "": _at(tickets, fraction) for fraction in scarce}
+    rows = [
+        ("Double-win tickets exist", *_exist(table, margins, much), f"double-wins-{place}.png"),
+        (
+            f"{name} pre-training makes them sparser",
+            *_sparser(table, margins, much, robust),
+            f"double-wins-{place}.png",
+        ),
+        (
+            f"{name} tickets have higher SA and RA at equal sparsity",
+            *_above({"": _at(tickets, much)}, lack or "no tickets in the table"),
+            by_sparsity,
+        ),
+        (
+            f"They are more data-efficient (with {few} of the data)",
+            *_above(at_few, lack or "no tickets with less data in the table"),
+            f"curves-{place}-{(scarce or SCARCE)[0]:g}.png",
+        ),
+        (
+            "The gain grows with less data",
+            *_above(amplified, less or "no dense networks with both fractions"),
+            f"gain-{place}.png",
+        ),
+        (
+            "The gain grows with sparsity",
+            *_above({"": _slope(gain, much)}, lack or "fewer than two rounds in the table"),
+            by_sparsity,
+        ),
+    ]
+    return pd.DataFrame(rows, columns=["claim", "answer", "effect", "seeds", "figure"])
+
+
+def _gains(table: pd.DataFrame, robust: str) -> tuple[pd.DataFrame, list[str]]:
+    """What the robust source gains, in points: a column for each criterion, by fraction, round and seed, and the mean
+    over tasks; and the tasks."""
+    tasks = sorted(table["downstream"][table["stage"] == "transfer"].unique())
+    index = ["fraction", "round", "seed"]
+    of_task = []
+    for task in tasks:
+        runs = transfers(table, task)
+        columns = {}
+        for criterion, (regime, column) in CRITERIA.items():
+            of = runs[runs["regime"] == regime].groupby(["source", *index])[column].mean()
+            sources = [of.xs(s, level="source") if s in of.index else of[:0].droplevel(0) for s in (robust, "standard")]
+            columns[criterion] = 100 * (sources[0] - sources[1])
+        of_task.append(pd.DataFrame(columns))
+    if not of_task:
+        return pd.DataFrame(columns=list(CRITERIA), index=pd.MultiIndex.from_tuples([], names=index)), tasks
+    every = of_task[0] if len(of_task) == 1 else sum(of_task[1:], of_task[0]) / len(of_task)
+    every = every.dropna()
+    seeds = every.groupby(level=["fraction", "round"])[every.columns[0]].transform("size")
+    return every[2 * seeds >= seeds.groupby(level="fraction").transform("max")], tasks
+
+
+def _at(gain: pd.DataFrame, fraction: float) -> pd.DataFrame:
+    """By seed."""
+    return gain.xs(fraction, level="fraction") if fraction in gain.index.get_level_values("fraction") else gain[:0]
+
+
+def _dense(gain: pd.DataFrame) -> pd.DataFrame:
+    """By fraction and seed."""
+    return gain[gain.index.get_level_values("round") == 0].droplevel("round")
+
+
+def _mean_of_tickets(gain: pd.DataFrame) -> pd.DataFrame:
+    """By fraction and seed; of seeds that have every round that some seed has."""
+    tickets = gain[gain.index.get_level_values("round") > 0].groupby(level=["fraction", "seed"])
+    count = tickets.size()
+    return tickets.mean()[count == count.groupby(level="fraction").transform("max")]
+
+
+def _slope(gain: pd.DataFrame, fraction: float) -> pd.DataFrame:
+    """Points from the dense network to the sparsest ticket, by the straight line through a seed's gains."""
+    lines = {}
+    for criterion in gain.columns:
+        of = _at(gain, fraction)[criterion].unstack("seed")
+        of = of.dropna(axis=1).astype(float)  # seeds that have every round
+        rounds = of.index.to_numpy(dtype=float)
+        if len(rounds) > 1 and of.shape[1]:
+            lines[criterion] = pd.Series(np.polyfit(rounds, of, 1)[0] * np.ptp(rounds), of.columns)
+    return pd.DataFrame(lines)
+
+
+def _above(found: dict[str, pd.DataFrame | None], lack: str) -> tuple[str, str, int]:
+    """Whether gains, by seed and in a column for each criterion, lie above 0: the answer, the effect and the seeds."""
+    found = {label: gain for label, gain in found.items() if gain is not None and not gain.dropna().empty}
+    if not found:
+        return "undecided", lack, 0
+    numbers = sum(gain.shape[1] for gain in found.values())
+    words, above, below, signs, seeds = [], True, False, set(), []
+    for label, gain in found.items():
+        points = gain.dropna()
+        seeds.append(len(points))
+        mean, _, low, high = bounds(points.to_numpy(float), 0.975)
+        strict = bounds(points.to_numpy(float), 1 - 0.025 / numbers)[3]
+        above, below = above and bool((low > 0).all()), below or bool((strict < 0).any())
+        signs |= {1} if (low > 0).any() else set()
+        signs |= {-1} if (high < 0).any() else set()
+        words += [label + "; ".join(map(_points, gain.columns, mean, low, high))]
+    effect = ("mixed: " if len(signs) > 1 else "") + " / ".join(words)
+    return "contradicted" if below else "supported" if above else "undecided", effect, min(seeds)
+
+
+def _points(criterion: str, mean: float, low: float, high: float) -> str:
+    short = criterion.replace(" transfer", "").replace(",", "")
+    return f"{short} {mean:+.1f}" + (f" ({low:.1f} to {high:.1f})" if np.isfinite(low) else " (one seed)")
+
+
+def _exist(table: pd.DataFrame, margins: Mapping[str, float], fraction: float) -> tuple[str, str, int]:
+    runs = table[(table["fraction"] == fraction) | (table["stage"] == "imp")]
+    groups = len(runs[runs["stage"] == "transfer"].groupby(["downstream", "source"]))
+    level = 1 - 0.05 / max(groups, 1)
+    try:
+        found = verdict(runs, margins, level=level)
+    except NotYet:
+        return "undecided", "no ticket and dense network with the same seed in the table", 0
+    best = found.loc[found["round"][::-1].idxmax()]  # of equals the last, which has the most robust source
+    proven = best["round"] > 0
+    each = tests(runs, margins, level=0.975)  # two-sided intervals of 95 %
+    of = each[(each["source"] == best["source"]) & (each["downstream"] == best["downstream"])]
+    ticket = of[of["round"] == best["round"]].iloc[0] if proven else of.iloc[0]
+    effect = "; ".join(_points(name, *ticket[[name, f"{name} low", f"{name} high"]]) for name in CRITERIA)
+    first = each[each["in_sequence"] & ~each.duplicated(["downstream", "source"])]["answer"]
+    answer = "supported" if proven else "contradicted" if (first == "not").all() else "undecided"
+    return answer, f"{best['source']}, {ticket['sparsity']:.2%}: {effect}", int(ticket["pairs"])
+
+
+def _sparser(table: pd.DataFrame, margins: Mapping[str, float], fraction: float, robust: str) -> tuple[str, str, int]:
+    runs = table[
+        ((table["fraction"] == fraction) | (table["stage"] == "imp")) & table["source"].isin([robust, "standard"])
+    ]
+    found = list(resampled(runs, margins))
+    if not found:
+        return "undecided", f"fewer than 3 seeds that both {robust} and standard have", 0
+    sparser = 100 * np.mean([first - second for *_, first, second in found], axis=0)
+    low, high = np.quantile(sparser, [0.025, 0.975])
+    won = verdict(runs, margins).groupby("source")["sparsity"].mean()
+    seen = 100 * (won.get(robust, 0.0) - won.get("standard", 0.0))
+    answer = "supported" if low > 0 else "contradicted" if high < 0 else "undecided"
+    return answer, f"{seen:+.1f} points of sparsity ({low:.1f} to {high:.1f})", min(row[4] for row in found)
