@@ -1,87 +1,67 @@
 """Figures, each from the table alone."""
 
 import contextlib
-import io
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+import seaborn as sns
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 
+from dwlth import verdict
 from dwlth.errors import NotYet
 from dwlth.files import write
-from dwlth.verdict import CRITERIA, PAPER, transfers, verdict
+from dwlth.presets import SOURCES, in_order
+from dwlth.show import style
+from dwlth.show.style import WIDTH, Look, Picture, png, styled
+from dwlth.verdict import PAPER, transfers
 
-SOURCES = {
-    "standard": ("Standard", "#0072B2", "o", ""),
-    "fast_adversarial": ("Fast adversarial", "#E69F00", "s", (4, 1.5)),
-    "adversarial": ("Adversarial", "#009E73", "D", (1, 1)),
-}
-"""Name, colour (Okabe and Ito's, told apart by colour-blind readers), marker and dashes of each source, in the order
-of the legend: black-and-white print has the markers and dashes."""
+__all__ = ["Picture", "curve", "curves", "differences", "double_wins", "draw_all", "gain", "histories", "methods"]
+__all__ += ["png", "pretraining", "sparsity_axis", "summary"]
 
-METHODS = {
-    "imp": ("IMP", "black", "o", ""),
-    "oneshot": ("One-shot", "#D55E00", "^", (4, 1.5)),
-    "random": ("Random", "#56B4E9", "X", (1, 1)),
-}
-"""The same of each way to find a ticket."""
+HEADLINE = 1 - 0.8**10
+"""The sparsity, as a fraction, of the paper's sparsest double-win tickets on CIFAR-10 (abstract: 89.26 %)."""
 
-WIDTH = 9.0
-"""Inches of a wide figure: scaled to a page's 6.75 inches of text, its letters are 6 to 9 points high."""
-
-PANELS = CRITERIA | {"RA, standard transfer": ("standard", "ra")}
+Margins = Mapping[str, float]
+"""Points that a double-win ticket may lose, by the column of the table: `sa` and `ra` (see `Preset.margins`)."""
 
 
-class Picture(Figure):
-    """A matplotlib figure made without pyplot, so on any thread, that a notebook's cell shows when it ends with it."""
-
-    def _repr_png_(self) -> bytes:
-        return png(self)
-
-
-def png(figure: Figure) -> bytes:
-    """The figure as PNG, for a screen; the same figure gives the same bytes."""
-    file = io.BytesIO()
-    figure.set_dpi(100)
-    FigureCanvasAgg(figure).print_png(file)  # savefig draws twice
-    return file.getvalue()
-
-
+@styled()
 def curves(
     table: pd.DataFrame,
     downstream: str,
     fraction: float,
-    tolerance: float | None = None,
-    sources: Iterable[str] = tuple(SOURCES),
+    margins: Margins | None = None,
+    sources: Iterable[str] | None = None,
 ) -> Figure:
-    """SA and RA of the tickets against their sparsity, under both regimes, with a line for each of `sources`: the mean
-    over seeds and a band of one standard error; dashed, the dense network; a star, the sparsest double-win ticket.
+    """SA and RA of the tickets against their sparsity, under both regimes: a line through the means over seeds for each
+    of `sources` (by default all). With `margins`, marks say whether a ticket is double-win, and the intervals are those
+    of the test: the one-sided 95 % bounds of the paired difference, laid off from the dense level.
 
     Raises:
-        NotYet: if no source has dense runs under both regimes.
+        NotYet: if there is no transfer to show.
     """
     runs = transfers(table, downstream, fraction)
-    runs = runs[runs["source"].isin(list(sources))]
-    found = verdict(runs, tolerance)
-    figure = Picture(figsize=(WIDTH, 6.4), layout="constrained")
-    panels = figure.subplots(2, 2).flatten()
-    for panel, (title, (regime, metric)) in zip(panels, PANELS.items()):
-        _transfers(panel, runs, found, regime, metric)
-        panel.set_title(title)
-    for panel in panels[1:]:
-        panel.get_legend().remove()
-    figure.suptitle(
-        f"Tickets transferred to {downstream} with {fraction:.0%} of its training data\n"
-        "(dashed: dense network, star: sparsest double-win ticket, band: one standard error)",
-        fontsize="medium",
-    )
+    runs = runs if sources is None else runs[runs["source"].isin(list(sources))]
+    if runs.empty:
+        raise NotYet(f"no transfers to {downstream} with {percent(fraction)} of its data: `python -m dwlth run`")
+    looks, found = style.of_sources(runs["source"]), _tests(runs, margins)
+    figure = Picture(figsize=(WIDTH, 7.2), layout="constrained")
+    for panel, (criterion, column) in zip(figure.subplots(2, 2).flatten(), _panels().items()):
+        _curves(panel, runs, found, criterion, column, margins, looks, looks)
+        panel.set_title(criterion if criterion in verdict.CRITERIA else f"{criterion} (not judged)")
+    figure.suptitle(f"Tickets transferred to {downstream} with {percent(fraction)} of its training data")
+    _legend(figure, style.handles(looks), _answers(found), _levels(found, Patch(color="0.35", alpha=0.35, linewidth=0)))
     return figure
 
 
+@styled()
 def curve(
     table: pd.DataFrame,
     downstream: str,
@@ -90,6 +70,7 @@ def curve(
     metric: str,
     source: str,
     round_: int | None = None,
+    margins: Margins | None = None,
 ) -> Figure:
     """One panel of `curves`, for a regime and a metric (`sa` or `ra`): the tickets of `source`, those of the other
     sources faint, and a ring around the ticket of IMP round `round_`.
@@ -100,93 +81,160 @@ def curve(
     runs = transfers(table, downstream, fraction)
     if not (runs["regime"] == regime).any():
         raise NotYet(
-            f"no {regime} transfers to {downstream} with {fraction:.0%} of its data in the table yet; "
+            f"no {regime} transfers to {downstream} with {percent(fraction)} of its data in the table yet; "
             "`python -m dwlth run` makes them"
         )
-    found = pd.DataFrame(columns=["source", "round"])
-    with contextlib.suppress(NotYet):
-        found = verdict(runs)
-    figure = Picture(figsize=(7.5, 4.2), layout="constrained")
+    looks = style.of_sources(runs["source"])
+    looks = {name: look.faint() for name, look in looks.items() if name != source} | {
+        name: look
+        for name, look in looks.items()
+        if name == source  # in front
+    }
+    found = _tests(runs[runs["source"] == source], margins)
+    figure = Picture(figsize=(7.5, 4.6), layout="constrained")
     panel = figure.subplots()
-    values = _transfers(panel, runs, found, regime, metric, source)
-    if (source, round_) in values.index:
-        at = (round_, values["mean"][source, round_])
-        panel.plot(*at, "o", markersize=22, fillstyle="none", color="black", mew=2, zorder=4)
+    criterion = next((name for name, column in _panels().items() if column == (regime, metric)), "")
+    means = _curves(panel, runs, found, criterion, (regime, metric), margins, looks, {source} & looks.keys())
+    if (source, round_) in means.index:
+        panel.plot(round_, means[source, round_], "o", markersize=22, fillstyle="none", color="black", mew=2, zorder=5)
         panel.axvline(round_, color="black", linewidth=0.8, linestyle=":")
-    panel.set_title(f"{metric.upper()}, {regime} transfer to {downstream} with {fraction:.0%} of its training data")
+    panel.set_title(
+        f"{metric.upper()}, {regime} transfer to {downstream} with {percent(fraction)} of its training data"
+    )
+    shown = style.handles({name: looks[name] for name in in_order(looks)})
+    _legend(figure, shown, _answers(found), _levels(found, Patch(color="0.35", alpha=0.35, linewidth=0)))
     return figure
 
 
+@styled()
+def differences(table: pd.DataFrame, downstream: str, fraction: float, margins: Margins) -> Figure:
+    """What the verdict looks at: by source (rows) and criterion (columns), each ticket minus the dense network of the
+    same seed, in points. The bars are the one-sided 95 % bounds of the paired difference to either side; the band is
+    the margin. Losses and gains of more than 5 margins stand at the edge.
+
+    Raises:
+        NotYet: if no source has dense runs and tickets under both regimes.
+    """
+    runs = transfers(table, downstream, fraction)
+    found = _tests(runs, margins)
+    if found.empty:
+        raise NotYet(f"nothing to judge yet: no pairs of tickets and dense networks on {downstream}")
+    looks, sparsity = style.of_sources(found["source"]), found.groupby("round")["sparsity"].first()
+    figure = Picture(figsize=(WIDTH, 1.4 + 1.9 * len(looks)), layout="constrained")
+    grid = figure.subplots(len(looks), len(verdict.CRITERIA), sharex=True, sharey="col", squeeze=False)
+    for line, (source, look) in zip(grid, looks.items()):
+        for panel, (criterion, (_, column)) in zip(line, verdict.CRITERIA.items()):
+            panel.margins(y=0.1)
+            of, edge = found[found["source"] == source], 5 * margins[column]
+            points, low, high = (of[f"{criterion}{end}"].clip(-edge, edge) for end in ("", " low", " high"))
+            panel.axhspan(-margins[column], 0, color="0.85", zorder=0)
+            panel.axhline(0, color="0.3", linestyle="--", linewidth=0.8)
+            panel.vlines(of["round"], low, high, color=look.colour, linewidth=1.5)
+            _marks(panel, of, points, look)
+            sparsity_axis(panel, sparsity)
+            panel.label_outer()
+        line[0].set_ylabel(f"{look.label}\nminus dense (points)")
+    for panel, criterion in zip(grid[0], verdict.CRITERIA):
+        panel.set_title(criterion)
+    figure.suptitle(
+        f"Tickets minus the dense network of the same seed, {downstream} with {percent(fraction)} of its data\n"
+        "(what differs by more than 5 margins stands at the edge)"
+    )
+    _legend(figure, _answers(found), _levels(found, Line2D([], [], color="0.35", linewidth=1.5)))
+    return figure
+
+
+@styled()
 def pretraining(table: pd.DataFrame) -> Figure:
     """SA and RA on the pre-training task after each round of IMP; the first point is the dense source."""
-    runs = table[table["stage"] == "imp"]
+    runs = _percents(table[table["stage"] == "imp"])
+    if runs.empty:
+        raise NotYet("no round of IMP yet: `python -m dwlth run`")
+    looks = style.of_sources(runs["source"])
     figure = Picture(figsize=(WIDTH, 3.9), layout="constrained")
     panels = figure.subplots(1, 2)
     for panel, metric in zip(panels, ("sa", "ra")):
-        _lines(panel, runs, metric)
-        panel.set(title=f"{metric.upper()}, pre-training task")
+        style.lines(panel, runs, "round", metric, "source", looks, estimator="mean", errorbar="se")
+        sparsity_axis(panel, _sparsity(runs))
+        panel.set(title=f"{metric.upper()}, pre-training task", ylabel=f"{metric.upper()} (%)")
+    panels[0].legend(handles=style.handles(looks), title="Pre-training")
+    figure.suptitle("Each round of IMP, on the pre-training task (band: one standard error over seeds)")
     return figure
 
 
-def double_wins(table: pd.DataFrame, downstream: str, tolerance: float | None = None, paper: bool = False) -> Figure:
-    """The sparsity of the sparsest double-win ticket of each source, by the fraction of downstream data.
+@styled()
+def double_wins(table: pd.DataFrame, downstream: str, margins: Margins, paper: bool = False) -> Figure:
+    """The sparsity of the sparsest double-win ticket of each source, by the fraction of downstream data; a source whose
+    first ticket is not double-win stands at 0. Above it, the next ticket, which ended the sequence.
 
     With `paper` also the paper's own, which are of another scale: hollow, from `results/paper.csv`; those of the same
     task, or of all its tasks where this one is none of them.
+
+    Raises:
+        NotYet: if there is no verdict on this task.
     """
-    found = verdict(table[table["downstream"] == downstream], tolerance)
+    found = verdict.verdict(table[table["downstream"] == downstream], margins)
     theirs = pd.read_csv(PAPER) if paper and PAPER.exists() else pd.DataFrame(columns=["downstream"])
     same = theirs["downstream"].str.replace("-", "").str.lower() == downstream.replace("-", "").lower()
     theirs = theirs[same] if same.any() else theirs
-    figure = Picture(figsize=(8 if len(theirs) else 5.5, 3.9), layout="constrained")
+    looks = style.of_sources(found["source"])
+    figure = Picture(figsize=(WIDTH, 4.2), layout="constrained")
     panel = figure.subplots()
     fractions = sorted(found["fraction"].unique(), reverse=True)
-    shift = dict(zip(SOURCES, (-0.15, 0, 0.15)))  # side by side
-    for source, (name, colour, marker, _) in SOURCES.items():
-        shown = found[found["source"] == source]
-        places = [fractions.index(fraction) + shift[source] for fraction in shown["fraction"]]
-        panel.plot(places, shown["round"], marker, color=colour, markersize=9, mec="black", label=name)
-        panel.vlines(places, 0, shown["round"], color=colour, linewidth=1.5)
-    for shape, (task, rows) in zip("*p", theirs.groupby("downstream")):
-        places = [shift[source] for source in rows["source"]]
-        colours = [SOURCES[source][1] for source in rows["source"]]
-        label = f"the paper's on {task},\nanother scale"
-        panel.scatter(places, rows["round"], 150, "none", marker=shape, edgecolors=colours, linewidths=1.6)
-        panel.scatter([], [], 90, "none", marker=shape, edgecolors="black", label=label)
-    sparsity = table.groupby("round")["sparsity"].first()
-    panel.set(xlabel="Downstream training data", ylabel="Sparsity of the sparsest double-win ticket (%)")
-    panel.set_xticks(range(len(fractions)), [f"{fraction:.0%}" for fraction in fractions])
-    rounds = sorted(table[table["stage"] == "transfer"]["round"].unique())
-    panel.set_yticks(rounds, [f"{100 * sparsity[r]:.4g}" if r else "0 (dense)" for r in rounds])
-    panel.set_ylim(top=rounds[-1] + 1)
+    shift = dict(zip(looks, np.linspace(-0.25, 0.25, len(looks)) if len(looks) > 1 else [0]))  # side by side
+    for source, look in looks.items():
+        of = found[found["source"] == source]
+        places = np.array([fractions.index(fraction) + shift[source] for fraction in of["fraction"]])
+        panel.vlines(places, 0, of["round"], color=look.colour, linewidth=2)
+        panel.plot(places, of["round"], look.marker, color=look.colour, markersize=5)
+        won = (of["round"] > 0).to_numpy()
+        panel.plot(places[won], of["round"][won], **_star(look))
+        after = of[["next_round", "next_answer"]].set_axis(["round", "answer"], axis=1)
+        ended = after["round"].notna().to_numpy()
+        _marks(panel, after[ended].assign(place=places[ended]), after["round"][ended], look, x="place")
+    extra = []
+    for shape, (task, rows) in zip("hp8", theirs.groupby("downstream")):
+        rows = rows[rows["source"].isin(list(looks))]
+        colours = [looks[source].colour for source in rows["source"]]
+        ring = {"marker": shape, "linewidths": 1.6}
+        panel.scatter(rows["source"].map(shift), rows["round"], 150, "none", edgecolors=colours, **ring)
+        label = f"the paper's on {task}, another scale"
+        extra += [Line2D([], [], marker=shape, markersize=10, color="none", mfc="none", mec="black", label=label)]
+    panel.set(xlabel="Downstream training data", ylabel="Sparsity of the sparsest\ndouble-win ticket (%)")
+    panel.set_xticks(range(len(fractions)), map(percent, fractions))
+    sparsity = _sparsity(table[table["stage"] == "transfer"])
+    panel.set_yticks(list(sparsity), [f"{100 * share:.4g}" if r else "0 (dense)" for r, share in sparsity.items()])
+    panel.set_ylim(-0.5, max(sparsity) + 1)
+    panel.grid(axis="x", visible=False)
     panel.set_title(f"Double-win tickets on {downstream}")
-    if len(theirs):
-        figure.legend(loc="outside right upper", title="Pre-training", fontsize="small")
-    else:
-        panel.legend(title="Pre-training", fontsize="small")
+    shapes = _shapes(GREY)
+    marks = {"sparsest double-win ticket": _star(GREY), "next sparser ticket: undecided": shapes["undecided"]}
+    marks |= {"next sparser ticket: not double-win": shapes["not"]}
+    _legend(figure, style.handles(looks), _entries(**marks), extra)
     return figure
 
 
-def draw_all(table: pd.DataFrame, folder: Path, tolerance: float | None = None) -> list[Path]:
+def draw_all(table: pd.DataFrame, folder: Path, margins: Margins) -> list[Path]:
     """Draw every figure the table has the runs for, as PNG and PDF; returns the paths of the PNGs."""
     drawn = {}
     for downstream, runs in table[table["stage"] == "transfer"].groupby("downstream"):
         place = re.sub(r"[^\w.-]", "-", downstream)  # folder:PATH makes no file name
         for fraction in sorted(runs["fraction"].unique(), reverse=True):
-            drawn[f"curves-{place}-{fraction:g}"] = lambda d=downstream, f=fraction: curves(table, d, f, tolerance)
-        drawn[f"double-wins-{place}"] = lambda d=downstream: double_wins(table, d, tolerance)
-    if (table["stage"] == "imp").any():
-        drawn["pretraining"] = lambda: pretraining(table)
+            for draw in (curves, differences):
+                drawn[f"{draw.__name__}-{place}-{fraction:g}"] = (draw, table, downstream, fraction, margins)
+        drawn[f"double-wins-{place}"] = (double_wins, table, downstream, margins)
+        sparse = _ok(runs)[["round", "sparsity"]].drop_duplicates().query("round > 0")
+        near = (sparse["sparsity"] - HEADLINE).abs()
+        drawn[f"gain-{place}"] = (gain, table, downstream, 0, *sparse["round"][near == near.min()][:1])
+    drawn["pretraining"] = (pretraining, table)
     paths = []
-    for name, draw in drawn.items():
-        try:
-            figure = draw()
-        except NotYet:
-            continue
-        paths.append(_save(figure, folder / f"{name}.png"))
+    for name, (draw, *arguments) in drawn.items():
+        with contextlib.suppress(NotYet):
+            paths.append(_save(draw(*arguments), folder / f"{name}.png"))
     return paths
 
 
+@styled()
 def _save(figure: Figure, path: Path) -> Path:
     write(path, lambda beside: figure.savefig(beside, format="png", dpi=150))
     undated = {"CreationDate": None}  # the same figure is the same file
@@ -194,42 +242,9 @@ def _save(figure: Figure, path: Path) -> Path:
     return path
 
 
-def _transfers(
-    panel: Axes, runs: pd.DataFrame, found: pd.DataFrame, regime: str, metric: str, highlight: str = ""
-) -> pd.DataFrame:
-    """`_lines` of the transfers under one regime, with the dense networks, and the double-win tickets `found` by the
-    verdict where `metric` under this regime is one of its criteria."""
-    values = _lines(panel, runs[runs["regime"] == regime], metric, highlight)
-    for source, (_, colour, _, _) in SOURCES.items():
-        faint, zorder = _emphasis(source, highlight)
-        if (source, 0) in values.index:
-            dense = values["mean"][source, 0]
-            panel.axhline(dense, color=colour, linestyle="--", linewidth=0.8, alpha=0.7 * faint)
-        for round_ in found["round"][found["source"] == source]:
-            if (regime, metric) in CRITERIA.values() and (source, round_) in values.index:
-                best = values["mean"][source, round_]
-                panel.plot(round_, best, "*", markersize=17, color=colour, mec="black", alpha=faint, zorder=zorder)
-    return values
-
-
-def _lines(panel: Axes, runs: pd.DataFrame, metric: str, highlight: str = "") -> pd.DataFrame:
-    """A line per source of `metric` in percent against the IMP round, whose ticks say the sparsity in percent; all
-    sources but `highlight` faint. Returns the `mean` and the standard error `sem` over seeds, by source and round."""
-    values = runs.groupby(["source", "round"])[metric].agg(["mean", "sem"]).mul(100).dropna(subset="mean")
-    for source, (name, colour, marker, dashes) in SOURCES.items():
-        if source not in values.index:
-            continue
-        faint, zorder = _emphasis(source, highlight)
-        of = values.loc[source]
-        style = {"color": colour, "marker": marker, "linestyle": (0, dashes) if dashes else "-", "mec": "white"}
-        panel.plot(of.index, of["mean"], **style, alpha=faint, zorder=zorder, label=name)
-        low, high = of["mean"] - of["sem"], of["mean"] + of["sem"]
-        panel.fill_between(of.index, low, high, color=colour, alpha=0.2 * faint)
-    sparsity_axis(panel, runs.groupby("round")["sparsity"].first())
-    panel.set_ylabel(f"{metric.upper()} (%)")
-    panel.grid(alpha=0.3)
-    panel.legend(title="Pre-training", fontsize="small")
-    return values
+def percent(fraction: float) -> str:
+    """A fraction in percent, as the figures write it: "1 %", "0.5 %"."""
+    return f"{100 * fraction:.4g} %"
 
 
 def sparsity_axis(panel: Axes, sparsity: Mapping[int, float]) -> None:
@@ -240,121 +255,274 @@ def sparsity_axis(panel: Axes, sparsity: Mapping[int, float]) -> None:
     panel.set_xlabel("Sparsity (%)")
 
 
-def _emphasis(source: str, highlight: str) -> tuple[float, int]:
-    """Opacity in [0, 1] and order from back (2, matplotlib's own) to front of a source, where one may stand out."""
-    return (1, 2) if not highlight else (1, 3) if source == highlight else (0.25, 2)
+def _panels() -> dict[str, tuple[str, str]]:
+    """What the paper's definition names: the criteria, and the fourth."""
+    return verdict.CRITERIA | verdict.FOURTH
 
 
+def _ok(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of runs that did not fail."""
+    return table[table["status"] == "ok"] if "status" in table else table
+
+
+def _percents(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of runs that did not fail, with SA and RA in percent."""
+    return _ok(table).assign(sa=lambda rows: 100 * rows["sa"], ra=lambda rows: 100 * rows["ra"])
+
+
+def _sparsity(runs: pd.DataFrame) -> dict[int, float]:
+    """By round."""
+    return runs.groupby("round")["sparsity"].first().to_dict()
+
+
+def _tests(runs: pd.DataFrame, margins: Margins | None) -> pd.DataFrame:
+    """`verdict.tests`, with infinite bounds (of a single pair) left open; no rows where nothing can be judged."""
+    with contextlib.suppress(NotYet):
+        if margins is not None:
+            return verdict.tests(runs, margins).replace([np.inf, -np.inf], np.nan)
+    return pd.DataFrame(columns=["source", "round", "answer", "in_sequence"])
+
+
+def _curves(
+    panel: Axes,
+    runs: pd.DataFrame,
+    found: pd.DataFrame,
+    criterion: str,
+    column: tuple[str, str],
+    margins: Margins | None,
+    looks: Mapping[str, Look],
+    marked: Iterable[str],
+) -> pd.Series:
+    """A panel of `curves`, of a column of the table under a regime, with dense levels and margins, intervals and marks
+    of the sources `marked`. Returns the means over seeds in percent, by source and round."""
+    regime, metric = column
+    runs = _percents(runs[runs["regime"] == regime])
+    means = runs.groupby(["source", "round"])[metric].mean().dropna()
+    style.lines(panel, means.reset_index(), "round", metric, "source", looks, markers=False)
+    dense = {source: means[source, 0] for source in looks if (source, 0) in means.index}
+    for source, level in dense.items():
+        panel.axhline(level, color=looks[source].colour, linestyle="--", linewidth=0.8)
+        if margins is not None and criterion and source in marked:
+            panel.axhspan(level - margins[metric], level, color=looks[source].colour, alpha=0.12, linewidth=0)
+    bottom, top = panel.get_ylim()
+    for source in marked:
+        of, look = found[found["source"] == source], looks[source]
+        if source in dense and f"{criterion} low" in of:
+            ends = [dense[source] + of[f"{criterion} {end}"] for end in ("low", "high")]
+            low, high = (end.clip(1.5 * bottom - 0.5 * top, 1.5 * top - 0.5 * bottom) for end in ends)  # of few seeds
+            panel.fill_between(of["round"].astype(float), low, high, color=look.colour, alpha=0.2, linewidth=0)
+        if criterion in verdict.CRITERIA:
+            heights = means[means.index.get_level_values("source") == source].droplevel("source")
+            of = of[of["round"].isin(heights.index)]
+            _marks(panel, of, of["round"].map(heights), look)
+    sparsity_axis(panel, _sparsity(runs))
+    panel.set_ylabel(f"{metric.upper()} (%)")
+    return means
+
+
+def _shapes(look: Look) -> dict[str, dict]:
+    """What the mark of each answer looks like."""
+    shape = {"marker": look.marker, "linestyle": "none", "zorder": 4}
+    return {
+        "double-win": shape | {"color": look.colour, "mec": "black", "mew": 0.6},
+        "undecided": shape | {"mfc": "white", "mec": look.colour, "mew": 1.2},
+        "not": shape | {"marker": "x", "color": look.colour, "mew": 1.5},
+    }
+
+
+def _marks(panel: Axes, of: pd.DataFrame, y: pd.Series, look: Look, x: str = "round") -> None:
+    """The answers of these rows of `verdict.tests` at the heights `y`, with a star on the sparsest double-win one."""
+    for answer, shape in _shapes(look).items():
+        chosen = of["answer"] == answer
+        panel.plot(of[x][chosen], y[chosen], **shape)
+    if "in_sequence" in of:
+        won = of[(of["answer"] == "double-win") & of["in_sequence"].astype(bool)]
+        won = won[won["round"] == won["round"].max()]
+        panel.plot(won[x], y[won.index], **_star(look))
+
+
+def _star(look: Look) -> dict:
+    return {
+        "marker": "*",
+        "color": look.colour,
+        "markersize": 14,
+        "mec": "black",
+        "mew": 0.7,
+        "ls": "none",
+        "zorder": 5,
+    }
+
+
+GREY = Look("", "0.35", "o", "")
+
+
+def _entries(**shapes: dict) -> list[Line2D]:
+    """Of a legend, by label (a _ is a space)."""
+    return [Line2D([], [], **shape, label=label.replace("_", " ")) for label, shape in shapes.items()]
+
+
+def _answers(found: pd.DataFrame) -> list[Line2D]:
+    """The marks of the answers, in a legend; none where nothing is judged."""
+    shapes = _shapes(GREY)
+    names = {"double-win": shapes["double-win"], "sparsest double-win": _star(GREY)}
+    names |= {"undecided": shapes["undecided"], "not double-win": shapes["not"]}
+    return _entries(**names) if len(found) else []
+
+
+def _levels(found: pd.DataFrame, bounds: Artist) -> list[Artist]:
+    """What the dense level, the margin below it and the `bounds` of the test are, in a legend."""
+    dense = _entries(dense_network={"color": "0.35", "linestyle": "--", "linewidth": 0.8})
+    bounds.set_label("95 % bounds of the test")
+    margin = Patch(color="0.35", alpha=0.15, linewidth=0, label="margin: the loss that is allowed")
+    return dense + ([margin, bounds] if len(found) else [])
+
+
+def _legend(figure: Figure, *columns: list[Artist]) -> None:
+    """Below the panels."""
+    rows = max(map(len, columns))
+    blank = Line2D([], [], linestyle="none", label=" ")
+    handles = [handle for column in columns if column for handle in column + [blank] * (rows - len(column))]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles) // rows)
+
+
+@styled()
 def methods(table: pd.DataFrame, downstream: str, source: str, fraction: float = 1.0) -> Figure:
-    """SA and RA of one source's tickets by iterative, one-shot and random pruning, at the rounds and seeds that all of
-    them have; the first point is the dense network.
+    """SA and RA of one source's tickets by each pruning method, at the rounds and seeds that all of them have; the
+    first point is the dense network.
 
     Raises:
         NotYet: if the table has no round at which they can be compared.
     """
-    runs = table[(table["stage"] == "transfer") & (table["source"] == source)]
+    runs = _percents(table[(table["stage"] == "transfer") & (table["source"] == source)])
     runs = runs[(runs["downstream"] == downstream) & (runs["fraction"] == fraction)]
+    looks = {name: look for name, look in style.of_methods().items() if name in set(runs["method"])}
     dense = runs[runs["round"] == 0]
-    runs = pd.concat([runs[runs["round"] > 0], *(dense.assign(method=method) for method in METHODS)])
-    which = ["regime", "round", "seed"]
-    runs = runs[runs.groupby(which)["method"].transform("nunique") == len(METHODS)]
-    if not len(runs[runs["round"] > 0]):
-        raise NotYet(f"no round has tickets of the {source} source by {', '.join(METHODS)}")
+    runs = pd.concat([runs[runs["round"] > 0], *(dense.assign(method=method) for method in looks)])
+    runs = runs[runs.groupby(["regime", "round", "seed"])["method"].transform("nunique") == len(looks)]
+    if len(looks) < 2 or not len(runs[runs["round"] > 0]):
+        raise NotYet(f"no round has tickets of the {source} source by several of {', '.join(style.of_methods())}")
     runs = runs[runs["seed"].isin(runs[runs["round"] > 0]["seed"])]
-    figure = Picture(figsize=(WIDTH, 3.3), layout="constrained")
-    panels = figure.subplots(1, len(CRITERIA))
-    for panel, (title, (regime, metric)) in zip(panels, CRITERIA.items()):
-        values = runs[runs["regime"] == regime].groupby(["method", "round"])[metric].agg(["mean", "sem"]).mul(100)
-        for method, (name, colour, marker, dashes) in METHODS.items():
-            of, line = values.loc[method], (0, dashes) if dashes else "-"
-            error = of["sem"].fillna(0)
-            panel.errorbar(of.index, of["mean"], error, color=colour, marker=marker, linestyle=line, label=name)
-        sparsity_axis(panel, runs.groupby("round")["sparsity"].first())
+    figure = Picture(figsize=(WIDTH, 3.5), layout="constrained")
+    panels = figure.subplots(1, len(verdict.CRITERIA))
+    for panel, (title, (regime, metric)) in zip(panels, verdict.CRITERIA.items()):
+        of = runs[runs["regime"] == regime]
+        bars = {"err_style": "bars", "err_kws": {"capsize": 2}}
+        style.lines(panel, of, "round", metric, "method", looks, estimator="mean", errorbar="se", **bars)
+        sparsity_axis(panel, _sparsity(runs))
         panel.set(title=title, ylabel=f"{metric.upper()} (%)")
-        panel.grid(alpha=0.3)
-    panels[0].legend(title="Pruning", fontsize="small")
-    data = f"{downstream} with {fraction:.0%} of its training data"
-    figure.suptitle(f"{SOURCES[source][0]} pre-training: tickets transferred to {data}", fontsize="medium")
+    panels[0].legend(handles=style.handles(looks), title="Pruning")
+    figure.suptitle(
+        f"{SOURCES.get(source, source)} pre-training: tickets transferred to {downstream} with {percent(fraction)} of "
+        "its training data (bars: one standard error)"
+    )
     return figure
 
 
-def gain(table: pd.DataFrame, downstream: str, round_: int = 0) -> Figure:
+@styled()
+def gain(table: pd.DataFrame, downstream: str, *rounds: int) -> Figure:
     """What robust pre-training is worth, in points over standard pre-training with the same seed, by the fraction of
-    downstream data: the mean over seeds, and one standard error."""
-    runs = transfers(table, downstream)
-    runs = runs[runs["round"] == round_].set_index(["fraction", "seed"])
-    fractions = sorted(runs.index.levels[0], reverse=True)
-    figure = Picture(figsize=(WIDTH, 3.3), layout="constrained")
-    panels = figure.subplots(1, len(CRITERIA), sharey=True)
-    for panel, (title, (regime, metric)) in zip(panels, CRITERIA.items()):
-        shown = runs[runs["regime"] == regime]
-        base = shown[shown["source"] == "standard"][metric]
-        for shift, (source, (name, colour, marker, _)) in zip((0, -0.08, 0.08), SOURCES.items()):
-            points = 100 * (shown[shown["source"] == source][metric] - base).dropna()
-            if source == "standard" or points.empty:
-                continue
-            over = points.groupby(level="fraction").agg(["mean", "sem"]).reindex(fractions)
-            places = [place + shift for place in range(len(fractions))]
-            error = over["sem"].fillna(0)
-            panel.errorbar(
-                places,
-                over["mean"],
-                error,
-                color=colour,
-                marker=marker,
-                markersize=8,
-                mec="black",
-                linewidth=0,
-                elinewidth=1.5,
-                capsize=4,
-                label=name,
+    downstream data: the mean over seeds and its 95 % confidence interval (Student's t), with a row of panels for the
+    tickets of each of these `rounds` of IMP (by default 0, the dense networks).
+
+    Raises:
+        NotYet: if no round has both the standard and another source.
+    """
+    runs, keys = _percents(transfers(table, downstream)), ["round", "fraction", "seed"]
+    runs = runs[runs["round"].isin(rounds or (0,))]
+    gains = {}
+    for criterion, (regime, metric) in verdict.CRITERIA.items():
+        wide = runs[runs["regime"] == regime].pivot_table(metric, keys, "source")
+        if "standard" in wide:
+            over = wide.sub(wide.pop("standard"), axis=0).stack().rename_axis([*keys, "source"])
+            gains[criterion] = over.rename("points").reset_index()
+    if not gains or all(rows.empty for rows in gains.values()):
+        raise NotYet(f"no gain over standard pre-training on {downstream} to show: it takes two sources")
+    every = pd.concat(gains.values())
+    looks, sparsity = style.of_sources(every["source"]), _sparsity(runs)
+    shown, fractions = sorted(every["round"].unique()), sorted(every["fraction"].unique(), reverse=True)
+    figure = Picture(figsize=(WIDTH, 0.6 + 2.7 * len(shown)), layout="constrained")
+    grid = figure.subplots(len(shown), len(verdict.CRITERIA), sharex=True, sharey=True, squeeze=False)
+    for panel, criterion in zip(grid[0], gains):
+        panel.set_title(criterion)
+    for line, round_ in zip(grid, shown):
+        for panel, rows in zip(line, gains.values()):
+            sns.pointplot(
+                rows[rows["round"] == round_].assign(fraction=rows["fraction"].map(percent)),
+                x="fraction",
+                y="points",
+                hue="source",
+                order=list(map(percent, fractions)),
+                hue_order=list(looks),
+                palette={name: look.colour for name, look in looks.items()},
+                markers=[look.marker for look in looks.values()],
+                errorbar=_interval,
+                dodge=0.3 if len(looks) > 1 else False,
+                linestyle="none",
+                capsize=0.08,
+                err_kws={"linewidth": 1.2},
+                legend=False,
+                ax=panel,
             )
-        panel.axhline(0, color="black", linewidth=0.8)
-        panel.set_xticks(range(len(fractions)), [f"{fraction:.0%}" for fraction in fractions])
-        panel.set(title=title, xlabel="Downstream training data", xlim=(-0.5, len(fractions) - 0.5))
-        panel.grid(alpha=0.3)
-    networks = "Dense networks" if round_ == 0 else f"Tickets of round {round_} ({runs['sparsity'].iloc[0]:.2%} pruned)"
-    figure.suptitle(f"{networks}, transferred to {downstream}", fontsize="medium")
-    panels[0].set_ylabel("Gain over standard\npre-training (points)")
-    panels[0].legend(title="Pre-training", fontsize="small")
+            panel.axhline(0, color="0.3", linestyle="--", linewidth=0.8)
+            panel.set(xlabel="Downstream training data", xlim=(-0.5, len(fractions) - 0.5))
+            panel.label_outer()
+        networks = f"Tickets, {100 * sparsity[round_]:.4g} % pruned" if round_ else "Dense networks"
+        line[0].set_ylabel(f"{networks}:\ngain (points)")
+    dots = [Line2D([], [], **look.line | {"linestyle": "none"}) for look in looks.values()]
+    grid[0][0].legend(handles=dots, title="Pre-training")
+    figure.suptitle(
+        f"Gain over standard pre-training with the same seed, {downstream} (bars: 95 % confidence interval)"
+    )
     return figure
 
 
-def histories(of: dict[str, list[dict]]) -> Figure:
+def _interval(values: pd.Series) -> tuple[float, float]:
+    """The 95 % confidence interval of a mean (Student's t); of one value, that value."""
+    from scipy.special import stdtrit  # late: only this needs it
+
+    half = stdtrit(len(values) - 1, 0.975) * values.sem() if len(values) > 1 else 0.0
+    return values.mean() - half, values.mean() + half
+
+
+@styled()
+def histories(of: Mapping[str, list[dict]]) -> Figure:
     """How the training of each source went, from the `history` in its record: accuracy on the (attacked) training
     images of each epoch, and validation SA and RA where they were measured."""
     columns = {"accuracy": "Training accuracy", "val_sa": "Validation SA", "val_ra": "Validation RA"}
+    rows = pd.DataFrame(
+        [
+            {"source": source, "epochs": 1 + row["epoch"]} | {c: row[c] for c in columns}
+            for source in of
+            for row in of[source]
+        ],
+        columns=["source", "epochs", *columns],
+    ).astype(dict.fromkeys(columns, float))
+    rows[list(columns)] *= 100
+    looks = style.of_sources(of)
     figure = Picture(figsize=(WIDTH, 3.3), layout="constrained")
     panels = figure.subplots(1, len(columns), sharey=True)
     for panel, (column, title) in zip(panels, columns.items()):
-        for source, (name, colour, marker, dashes) in SOURCES.items():
-            rows = [row for row in of.get(source, []) if row[column] is not None]
-            style = {"color": colour, "marker": marker, "linestyle": (0, dashes) if dashes else "-"}
-            if rows:
-                epochs = [1 + row["epoch"] for row in rows]
-                panel.plot(epochs, [100 * row[column] for row in rows], **style, mec="white", label=name)
-        longest = max(map(len, of.values()), default=1)
-        panel.set(title=title, xlabel="Epochs", xlim=(0.5, longest + 0.5), ylim=(-3, 103))
+        style.lines(panel, rows, "epochs", column, "source", looks)
+        panel.set(title=title, xlabel="Epochs", ylabel="%", xlim=(0.5, max(map(len, of.values()), default=1) + 0.5))
+        panel.set_ylim(-3, 103)
         panel.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
-        panel.grid(alpha=0.3)
-    panels[0].set_ylabel("%")
-    panels[0].legend(title="Pre-training", fontsize="small")
+    panels[0].legend(handles=style.handles(looks), title="Pre-training")
     return figure
 
 
 def summary(runs: pd.DataFrame, *by: str) -> pd.DataFrame:
-    """SA and RA in percent as text, by the columns given, sources in the order of `SOURCES`: the mean over the seeds
-    and, of two or more, one standard error; and the number of seeds."""
-    runs = runs.sort_values("source", key=lambda names: names.map(list(SOURCES).index), kind="stable")
+    """SA and RA in percent as text, by the columns given, sources in the order of the legends: the mean over the seeds
+    and, of two or more, one standard error; and the number of seeds. Failed runs are left out."""
+    runs = _percents(runs)
+    runs = runs.sort_values("source", key=lambda names: names.map(in_order(names).index), kind="stable")
     if "sparsity" in by:
         runs = runs.assign(sparsity=runs["sparsity"].map("{:.2%}".format))
     groups = runs.groupby(list(by), sort=False)
     rows = {"seeds": groups["seed"].nunique()}
     for metric in ("sa", "ra"):
-        values = groups[metric].agg(["mean", "sem"]).mul(100)
         text = [
             "not measured" if pd.isna(mean) else f"{mean:.1f}" + ("" if pd.isna(sem) else f" ± {sem:.1f}")
-            for mean, sem in values.itertuples(index=False)
+            for mean, sem in groups[metric].agg(["mean", "sem"]).itertuples(index=False)
         ]
-        rows[f"{metric.upper()} (%)"] = pd.Series(text, values.index)
+        rows[f"{metric.upper()} (%)"] = pd.Series(text, rows["seeds"].index)
     return pd.DataFrame(rows)

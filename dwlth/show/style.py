@@ -1,0 +1,126 @@
+"""One look for all figures: fonts, grid and width, and what each source and pruning method looks like.
+
+Nothing here touches pyplot, and matplotlib's settings are changed only inside `styled`, by one thread at a time.
+"""
+
+import contextlib
+import io
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple
+
+import matplotlib as mpl
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgba
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from dwlth.masks import METHODS
+from dwlth.presets import SOURCES, in_order
+
+WIDTH = 9.0
+"""Inches of a wide figure: scaled to a page's 6.75 inches of text, its letters are 6 to 8 points high."""
+
+RC = (
+    sns.plotting_context("paper", font_scale=1.1)
+    | sns.axes_style("whitegrid")
+    | {
+        "axes.edgecolor": "0.4",
+        "figure.titlesize": "medium",
+        "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib: the same figure everywhere
+        "grid.color": "0.9",
+        "legend.edgecolor": "0.8",
+        "lines.markersize": 6,
+    }
+)
+
+PALETTE = sns.color_palette("colorblind").as_hex()
+MARKERS = "osD^vPX<>p"
+DASHES = ("", (4, 1.5), (1, 1), (3, 1, 1, 1), (6, 1, 2, 1), (2, 3), (6, 3), (5, 1, 1, 1, 1, 1))
+
+
+class Look(NamedTuple):
+    """What the line of a source or a method looks like: black-and-white print has the marker and the dashes."""
+
+    label: str
+    colour: str | tuple
+    marker: str
+    dashes: str | tuple
+
+    @property
+    def line(self) -> dict:
+        """Arguments of matplotlib's `plot`."""
+        style = (0, self.dashes) if self.dashes else "-"
+        return {"color": self.colour, "marker": self.marker, "linestyle": style, "mec": "white", "label": self.label}
+
+    def faint(self, opacity: float = 0.25) -> "Look":
+        return self._replace(colour=to_rgba(self.colour, opacity))
+
+
+def _looks(labels: Mapping[str, str], colours: Iterable[str]) -> dict[str, Look]:
+    """By position; after the last colour, marker or dashes, the first again."""
+    colours = list(colours)
+    return {
+        name: Look(label, colours[i % len(colours)], MARKERS[i % len(MARKERS)], DASHES[i % len(DASHES)])
+        for i, (name, label) in enumerate(labels.items())
+    }
+
+
+def of_sources(names: Iterable[str] = ()) -> dict[str, Look]:
+    """The look of each of `names`, in the order of the legend. The paper's sources always look the same."""
+    names = set(names)
+    looks = _looks({name: SOURCES.get(name, name) for name in in_order(names | SOURCES.keys())}, PALETTE)
+    return {name: look for name, look in looks.items() if name in names}
+
+
+def of_methods() -> dict[str, Look]:
+    """The look of each pruning method of `masks.METHODS`; no colour is that of one of the paper's sources."""
+    return _looks({name: method.label for name, method in METHODS.items()}, ["black", *PALETTE[3:]])
+
+
+_ONE_AT_A_TIME = threading.RLock()
+
+
+@contextlib.contextmanager
+def styled() -> Iterator[None]:
+    """A context, and a decorator: inside, figures are made and drawn in the common style. matplotlib's settings belong
+    to all threads, so one thread at a time is inside; afterwards they are as before."""
+    with _ONE_AT_A_TIME, mpl.rc_context(RC):
+        yield
+
+
+class Picture(Figure):
+    """A matplotlib figure made without pyplot, so on any thread, that a notebook's cell shows when it ends with it."""
+
+    def _repr_png_(self) -> bytes:
+        return png(self)
+
+
+@styled()
+def png(figure: Figure) -> bytes:
+    """The figure as PNG, for a screen; the same figure gives the same bytes."""
+    file = io.BytesIO()
+    figure.set_dpi(100)
+    FigureCanvasAgg(figure).print_png(file)  # savefig draws twice
+    return file.getvalue()
+
+
+def lines(panel: Axes, data: pd.DataFrame, x: str, y: str, by: str, looks: Mapping[str, Look], **options) -> None:
+    """seaborn's lines of `y` against `x`, one for each value of `by` in `looks`, the last one in front. The options are
+    those of `seaborn.lineplot`; by default there is one value for each x, and no error band."""
+    dashed = {name: look.dashes for name, look in looks.items()}
+    markers = {name: look.marker for name, look in looks.items()}
+    options = {"estimator": None, "errorbar": None, "markers": markers, "dashes": dashed, "legend": False} | options
+    palette = {name: look.colour for name, look in looks.items()}
+    data = data[data[by].isin(list(looks))].dropna(subset=y)
+    names = {"hue_order": list(looks), "style_order": list(looks)}
+    if len(data):
+        sns.lineplot(data, x=x, y=y, hue=by, style=by, palette=palette, ax=panel, **names, **options)
+
+
+def handles(looks: Mapping[str, Look]) -> list[Line2D]:
+    """What a legend shows of these looks."""
+    return [Line2D([], [], **look.line) for look in looks.values()]
