@@ -228,9 +228,13 @@ class Experiment:
         """The sparsest double-win ticket of each source, by the fraction of the data; with `paper` also the paper's."""
         return figures.double_wins(self.table(), self.task(downstream), self.preset.margins, paper=paper)
 
-    def gain(self, round: int = 0, downstream: str | None = None) -> Figure:
-        """What robust pre-training is worth, by the fraction of the data."""
-        return figures.gain(self.table(), self.task(downstream), round)
+    def differences(self, fraction: float = 1.0, downstream: str | None = None) -> Figure:
+        """What the verdict looks at: each ticket minus its dense network, in points, with bounds and margins."""
+        return figures.differences(self.table(), self.task(downstream), fraction, self.preset.margins)
+
+    def gain(self, *rounds: int, downstream: str | None = None) -> Figure:
+        """What robust pre-training is worth, by the fraction of the data, for the dense network or these tickets."""
+        return figures.gain(self.table(), self.task(downstream), *rounds)
 
     def methods(self, source: str, fraction: float = 1.0, downstream: str | None = None) -> Figure:
         """The tickets of a source by each way to prune."""

@@ -21,7 +21,7 @@ SETTINGS = ["pretrain.epochs=1", "imp.epochs=1", "transfer.epochs=1", "evaluatio
 def experiment(tmp_path_factory):
     """A `digits` that takes a moment, with all its runs done, and their files."""
     place = tmp_path_factory.mktemp("experiment")
-    experiment = Experiment("digits", place / "results", place / "data", "cpu", SETTINGS)
+    experiment = Experiment("digits", place / "results", place / "data", "cpu", [*SETTINGS, "methods=imp,random"])
     assert experiment.have(experiment.runs(), files=True, images=True)
     return experiment
 
@@ -148,7 +148,8 @@ def test_the_answers_are_those_of_the_table(experiment):
 
 
 def test_figures(experiment, tmp_path):
-    for figure in (experiment.curves(0.1), experiment.double_wins(), experiment.gain(1), experiment.pretraining()):
+    drawn = [experiment.curves(0.1), experiment.differences(0.1), experiment.double_wins(), experiment.gain(0, 1)]
+    for figure in [*drawn, experiment.pretraining(), experiment.methods("standard")]:
         assert figure._repr_png_().startswith(b"\x89PNG")
     paths = experiment.figures(tmp_path)
     assert paths and all(path.parent == tmp_path and path.with_suffix(".pdf").exists() for path in paths)
