@@ -12,6 +12,7 @@ from itertools import combinations, cycle
 
 import numpy as np
 import pandas as pd
+import seaborn as sns
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -20,13 +21,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dwlth.attacks import Attack
+from dwlth.data import DATASETS
 from dwlth.errors import DwlthError
 from dwlth.masks import Mask, prunable
 from dwlth.models import Classifier
-from dwlth.show.figures import SOURCES, Picture, sparsity_axis
-
-MARKERS = "oDsv^<>PX"
-"""Of lines that are no source's, in turn: with them, and from dark to light, lines can be told apart in print."""
+from dwlth.presets import SOURCES
+from dwlth.show import style
+from dwlth.show.figures import sparsity_axis
+from dwlth.show.style import MARKERS, WIDTH, Look, Picture, styled
 
 
 def layer_sparsity(mask: Mask) -> pd.Series:
@@ -34,18 +36,18 @@ def layer_sparsity(mask: Mask) -> pd.Series:
     return pd.Series({name: 1 - tensor.double().mean().item() for name, tensor in mask.items()}, name="sparsity")
 
 
+@styled()
 def draw_layers(masks: Mapping[str, Mask]) -> Figure:
-    """The sparsity of each layer, with a line per mask; masks named as in `figures.SOURCES` look as they do there."""
+    """The sparsity of each layer, with a line per mask; masks named as a source look as that source does everywhere."""
     layers = [name.removesuffix(".weight") for name in next(iter(masks.values()))]
-    figure = Picture(figsize=(max(7.0, 2 + 0.22 * len(layers)), 4), layout="constrained")
+    figure = Picture(figsize=(max(7.5, 2 + 0.22 * len(layers)), 4), layout="constrained")
     panel = figure.subplots()
-    for style, mask in zip(_styles(masks), masks.values()):
-        panel.plot(100 * layer_sparsity(mask).to_numpy(), **style)
+    for look, mask in zip(_looks(masks), masks.values()):
+        panel.plot(100 * layer_sparsity(mask).to_numpy(), **look.line)
     turned = {"rotation": 90} if len(layers) > 20 else {"rotation": 30, "ha": "right", "rotation_mode": "anchor"}
     panel.set_xticks(range(len(layers)), layers, fontsize="small", **turned)
     panel.set(xlabel="Convolution, from input to output", ylabel="Pruned weights (%)", ylim=(-3, 103))
-    panel.grid(alpha=0.3)
-    figure.legend(loc="outside right upper", fontsize="small")
+    figure.legend(loc="outside right upper")
     return figure
 
 
@@ -64,35 +66,47 @@ def overlap_by_chance(a: Mask, b: Mask) -> float:
     return both / max(1, a.kept + b.kept - both)
 
 
+@styled()
 def draw_overlap(tickets: Mapping[str, Mapping[int, Mask]], round_: int | None = None) -> Figure:
     """The overlap of tickets, by name (a source's, as a rule) and round: on the left between all names at one round,
     by default the last; on the right of each pair at every round. Beside it, the overlap by chance."""
     names = list(tickets)
     rounds = sorted(set.intersection(*(set(of) for of in tickets.values())))
     round_ = rounds[-1] if round_ is None else round_
-    figure = Picture(figsize=(11, 4.2), layout="constrained")
-    matrix, curve = figure.subplots(1, 2, width_ratios=(1, 1.6))
-    values = np.array([[overlap(tickets[a][round_], tickets[b][round_]) for b in names] for a in names])
-    matrix.imshow(values, cmap="Greys", vmin=0, vmax=1)
-    for (i, a), (j, b) in ((x, y) for x in enumerate(names) for y in enumerate(names)):
-        chance = "" if a == b else f"\n(chance {overlap_by_chance(tickets[a][round_], tickets[b][round_]):.2f})"
-        colour = "white" if values[i, j] > 0.5 else "black"
-        matrix.text(j, i, f"{values[i, j]:.2f}{chance}", ha="center", va="center", color=colour, fontsize="small")
-    labels = [_name(name) for name in names]
-    matrix.set_xticks(range(len(names)), labels, fontsize="small")
-    matrix.set_yticks(range(len(names)), labels, fontsize="small", rotation=90, va="center")
-    matrix.set_title(f"Round {round_}, sparsity {tickets[names[0]][round_].sparsity:.2%}", fontsize="medium")
+    figure = Picture(figsize=(WIDTH, 3.9), layout="constrained")
+    matrix, curve = figure.subplots(1, 2, width_ratios=(1, 1.5))
+    pairs = [[(tickets[a][round_], tickets[b][round_]) for b in names] for a in names]
+    values = pd.DataFrame([[overlap(*pair) for pair in row] for row in pairs])
+    texts = [[f"{overlap(a, b):.2f}\n(chance {overlap_by_chance(a, b):.2f})" for a, b in row] for row in pairs]
+    for i in range(len(names)):
+        texts[i][i] = "1"
+    labels = [_name(name).replace(" ", "\n") for name in names]
+    sns.heatmap(
+        values,
+        vmin=0,
+        vmax=1,
+        cmap="mako_r",
+        annot=texts,
+        fmt="",
+        annot_kws={"fontsize": "small"},
+        square=True,
+        cbar=False,
+        ax=matrix,
+        xticklabels=labels,
+        yticklabels=labels,
+        linewidths=1,
+    )
+    matrix.tick_params(rotation=0, labelsize="small")
+    matrix.set_title(f"Round {round_}, sparsity {tickets[names[0]][round_].sparsity:.2%}")
     pairs = list(combinations(names, 2))
-    shades = _shades(len(pairs))
-    for (a, b), shade, marker in zip(pairs, shades, MARKERS):
+    for (a, b), colour, marker in zip(pairs, _shades(len(pairs)), cycle(MARKERS)):
         masks = [(tickets[a][r], tickets[b][r]) for r in rounds]
         label = f"{_name(a)} / {_name(b)}"
-        curve.plot(rounds, [overlap(*pair) for pair in masks], marker=marker, color=shade, label=label)
-        curve.plot(rounds, [overlap_by_chance(*pair) for pair in masks], color=shade, linestyle=":", linewidth=1)
+        curve.plot(rounds, [overlap(*pair) for pair in masks], marker=marker, mec="white", color=colour, label=label)
+        curve.plot(rounds, [overlap_by_chance(*pair) for pair in masks], color=colour, linestyle=":", linewidth=1)
     curve.plot([], [], color="black", linestyle=":", label="the same, by chance")
     sparsity_axis(curve, {r: tickets[names[0]][r].sparsity for r in rounds})
     curve.set(ylabel="Overlap", ylim=(0, 1.03), title="Every round")
-    curve.grid(alpha=0.3)
     curve.legend(fontsize="small")
     return figure
 
@@ -109,6 +123,7 @@ def kernels(net: nn.Module, mask: Mask, layer: str) -> Tensor:
     return weight.masked_fill(~mask[layer].cpu(), torch.nan)
 
 
+@styled()
 def draw_kernels(net: nn.Module, mask: Mask, layer: str, limit: int = 8) -> Figure:
     """A convolution of a ticket: on the left how many weights each of its kernels keeps, a row per output and a column
     per input channel; on the right the kernels of the first `limit` of both, with a cross on each pruned weight."""
@@ -117,11 +132,13 @@ def draw_kernels(net: nn.Module, mask: Mask, layer: str, limit: int = 8) -> Figu
     place = {"left": 0.06, "right": 0.99, "bottom": 0.11, "top": 0.93, "wspace": 0.12}
     counts, grid = figure.subplots(1, 2, width_ratios=(1, 1.25), gridspec_kw=place)
     size = weight[0, 0].numel()
-    image = counts.imshow(mask[layer].sum((2, 3)).numpy(force=True), cmap="Greys", vmin=0, vmax=size, aspect="auto")
-    figure.colorbar(image, ax=counts, label=f"Surviving weights of a kernel's {size}")
+    kept, bar = mask[layer].sum((2, 3)).numpy(force=True), {"label": f"Surviving weights of a kernel's {size}"}
+    own = {"xticklabels": False, "yticklabels": False}  # ours are faster: seaborn draws its own to see whether they fit
+    sns.heatmap(kept, cmap="mako_r", vmin=0, vmax=size, cbar_kws=bar, rasterized=True, ax=counts, **own)
     counts.set(xlabel="Input channel", ylabel="Output channel", title=f"{layer.removesuffix('.weight')}: all kernels")
     for axis, length in ((counts.xaxis, weight.shape[1]), (counts.yaxis, weight.shape[0])):
-        axis.set_ticks(range(0, length, max(1, length // 8)))
+        channels = range(0, length, max(1, length // 8))
+        axis.set_ticks([channel + 0.5 for channel in channels], channels)
 
     shown = weight[:limit, :limit]
     rows, columns, height, width = shown.shape
@@ -130,30 +147,29 @@ def draw_kernels(net: nn.Module, mask: Mask, layer: str, limit: int = 8) -> Figu
     for i, j in np.ndindex(rows, columns):
         top, left = i * (height + 1), j * (width + 1)
         canvas[top : top + height, left : left + width] = shown[i, j]
-        crosses.append(shown[i, j].isnan().nonzero() + torch.tensor([top, left]))
-        grid.add_patch(
-            Rectangle((left - 0.5, top - 0.5), width, height, fill=False, edgecolor="0.7", linewidth=0.6, clip_on=False)
-        )
-    crosses = torch.cat(crosses)
+        crosses.append(shown[i, j].isnan().nonzero() + torch.tensor([top, left]) + 0.5)
+        box = {"fill": False, "edgecolor": "0.7", "linewidth": 0.6, "clip_on": False}
+        grid.add_patch(Rectangle((left, top), width, height, **box))
     reach = weight.nan_to_num().abs().max().item() or 1.0
-    image = grid.imshow(canvas.numpy(), cmap="cividis", vmin=-reach, vmax=reach)
+    bar = {"label": "Weight (cross: pruned)"}
+    sns.heatmap(canvas.numpy(), cmap="cividis", vmin=-reach, vmax=reach, cbar_kws=bar, square=True, ax=grid, **own)
     cell = 200 / max(canvas.shape)  # points, about
-    grid.scatter(*crosses.numpy().T[::-1], marker="x", s=(0.45 * cell) ** 2, color="0.6", linewidths=0.08 * cell)
-    figure.colorbar(image, ax=grid, label="Weight (cross: pruned)")
-    grid.set_xticks([j * (width + 1) + (width - 1) / 2 for j in range(columns)], range(columns))
-    grid.set_yticks([i * (height + 1) + (height - 1) / 2 for i in range(rows)], range(rows))
+    places = torch.cat(crosses).numpy().T[::-1]
+    grid.scatter(*places, marker="x", s=(0.45 * cell) ** 2, color="0.6", linewidths=0.08 * cell)
+    grid.set_xticks([j * (width + 1) + width / 2 for j in range(columns)], range(columns))
+    grid.set_yticks([i * (height + 1) + height / 2 for i in range(rows)], range(rows))
     grid.set(xlabel="Input channel", ylabel="Output channel", title=f"the first {rows} x {columns} kernels")
-    grid.spines[:].set_visible(False)
     return figure
 
 
+@styled()
 def draw_weights(net: nn.Module, mask: Mask) -> Figure:
     """How the weights of a network are distributed, all of them and those that survive, counted on a log scale; dotted,
     the magnitude at which pruning at once would keep as many."""
     weights = prunable(net)
     dense = torch.cat([weight.detach().float().cpu().flatten() for weight in weights.values()]).numpy()
     kept = np.concatenate([mask[name].cpu().flatten().numpy() for name in weights])
-    figure = Picture(figsize=(8, 3.9), layout="constrained")
+    figure = Picture(figsize=(WIDTH, 3.9), layout="constrained")
     panel = figure.subplots()
     reach = float(np.abs(dense).max())
     bins = np.linspace(-reach, reach, 82)  # an even number of edges, so that a bin has 0 in its middle
@@ -164,8 +180,7 @@ def draw_weights(net: nn.Module, mask: Mask) -> Figure:
     panel.axvline(threshold, color="black", linestyle=":", label="as many, by magnitude at once")
     panel.axvline(-threshold, color="black", linestyle=":")
     panel.set(yscale="log", xlabel="Weight before pruning", ylabel="Weights (log scale)")
-    panel.grid(alpha=0.3)
-    figure.legend(loc="outside upper center", ncols=3, fontsize="small")
+    figure.legend(loc="outside upper center", ncols=3)
     return figure
 
 
@@ -223,6 +238,7 @@ def loss_surface(
     return axis, losses
 
 
+@styled()
 def draw_surfaces(surfaces: Mapping[str, tuple[Tensor, Tensor]]) -> Figure:
     """Loss surfaces of `loss_surface` by name, side by side on common levels, which grow by a factor; the cross is the
     network itself."""
@@ -238,7 +254,7 @@ def draw_surfaces(surfaces: Mapping[str, tuple[Tensor, Tensor]]) -> Figure:
         panel.plot(0, 0, "+", color="white", markersize=12, markeredgewidth=2)
         middle = losses[len(axis) // 2, len(axis) // 2]
         panel.set(xlabel="First direction", ylabel="Second direction")
-        panel.set_title(f"{_name(name)}: loss {middle:.3g}", fontsize="medium")
+        panel.set_title(f"{_name(name)}: loss {middle:.3g}")
         panel.set_box_aspect(1)
     figure.colorbar(filled, ax=panels, label="Loss", format="%.2g", ticks=levels[::2])
     return figure
@@ -260,20 +276,20 @@ def attack_steps(model: Classifier, images: Tensor, labels: Tensor, attack: Atta
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("steps")
 
 
+@styled()
 def draw_attack_steps(models: Mapping[str, Classifier], images: Tensor, labels: Tensor, attack: Attack) -> Figure:
     """Accuracy and loss after each step of an attack, with a line per model."""
-    figure = Picture(figsize=(9, 3.9), layout="constrained")
+    figure = Picture(figsize=(WIDTH, 3.9), layout="constrained")
     accuracy, loss = figure.subplots(1, 2)
-    for style, model in zip(_styles(models), models.values()):
+    for look, model in zip(_looks(models), models.values()):
         rows = attack_steps(model, images, labels, attack)
-        accuracy.plot(100 * rows["accuracy"], **style)
-        loss.plot(rows["loss"], **style)
+        accuracy.plot(100 * rows["accuracy"], **look.line)
+        loss.plot(rows["loss"], **look.line)
     for panel in (accuracy, loss):
         panel.set(xlabel="Steps of the attack (0: clean images)", xticks=rows.index)
-        panel.grid(alpha=0.3)
-    accuracy.set(ylabel="Accuracy (%)", ylim=(-3, 103))
+        accuracy.set(ylabel="Accuracy (%)", ylim=(-3, 103))
     loss.set(ylabel="Cross-entropy (log scale)", yscale="log")
-    figure.legend(*accuracy.get_legend_handles_labels(), loc="outside upper center", ncols=4, fontsize="small")
+    figure.legend(*accuracy.get_legend_handles_labels(), loc="outside upper center", ncols=4)
     return figure
 
 
@@ -281,11 +297,13 @@ def class_names(dataset: str, classes: int) -> list[str]:
     """What the labels of a dataset stand for: numbers of classes where it is not known here."""
     if dataset.startswith("digits"):
         return [str(int(dataset[6]) + label) for label in range(classes)]
-    if dataset == "cifar10":
-        return ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+    known = DATASETS[dataset].classes if dataset in DATASETS else 0
+    if isinstance(known, tuple) and len(known) == classes:
+        return list(known)
     return [str(label) if dataset == "svhn" else f"class {label}" for label in range(classes)]
 
 
+@styled()
 def draw_attacked(
     models: Mapping[str, Classifier],
     images: Tensor,
@@ -364,20 +382,16 @@ def _same_layers(a: Mask, b: Mask) -> None:
 
 def _name(label: str) -> str:
     """A source as the legends call it, and any other label as it is."""
-    return SOURCES[label][0] if label in SOURCES else label
+    return SOURCES.get(label, label)
 
 
 def _shades(count: int) -> list[str]:
+    """From dark to light, so that lines can be told apart in print."""
     return [str(value) for value in np.linspace(0, 0.65, count).round(2)]
 
 
-def _styles(labels: Collection[str]) -> list[dict]:
-    """How the line of each label looks: sources as in every figure, others from black to grey with markers."""
-    styles, shades = [], _shades(len(labels))
-    for label, shade, marker in zip(labels, shades, cycle(MARKERS)):
-        colour, dashes = shade, ""
-        if label in SOURCES:
-            _, colour, marker, dashes = SOURCES[label]
-        look = {"color": colour, "marker": marker, "markersize": 5, "linewidth": 1.3, "label": _name(label)}
-        styles.append(look | ({"dashes": dashes} if dashes else {}))
-    return styles
+def _looks(labels: Collection[str]) -> list[Look]:
+    """What the line of each label looks like: the paper's sources as in every figure, others from dark to light."""
+    own = style.of_sources(SOURCES)
+    others = zip(labels, _shades(len(labels)), cycle(MARKERS))
+    return [own.get(label) or Look(label, shade, marker, "") for label, shade, marker in others]

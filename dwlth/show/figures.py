@@ -47,11 +47,11 @@ def curves(
     Raises:
         NotYet: if there is no transfer to show.
     """
+    table = table if sources is None else table[table["source"].isin(list(sources))]
     runs = transfers(table, downstream, fraction)
-    runs = runs if sources is None else runs[runs["source"].isin(list(sources))]
     if runs.empty:
         raise NotYet(f"no transfers to {downstream} with {percent(fraction)} of its data: `python -m dwlth run`")
-    looks, found = style.of_sources(runs["source"]), _tests(runs, margins)
+    looks, found = style.of_sources(runs["source"]), _tests(table, downstream, fraction, margins)
     figure = Picture(figsize=(WIDTH, 7.2), layout="constrained")
     for panel, (criterion, column) in zip(figure.subplots(2, 2).flatten(), _panels().items()):
         _curves(panel, runs, found, criterion, column, margins, looks, looks)
@@ -90,7 +90,7 @@ def curve(
         for name, look in looks.items()
         if name == source  # in front
     }
-    found = _tests(runs[runs["source"] == source], margins)
+    found = _tests(table[table["source"] == source], downstream, fraction, margins)
     figure = Picture(figsize=(7.5, 4.6), layout="constrained")
     panel = figure.subplots()
     criterion = next((name for name, column in _panels().items() if column == (regime, metric)), "")
@@ -110,13 +110,13 @@ def curve(
 def differences(table: pd.DataFrame, downstream: str, fraction: float, margins: Margins) -> Figure:
     """What the verdict looks at: by source (rows) and criterion (columns), each ticket minus the dense network of the
     same seed, in points. The bars are the one-sided 95 % bounds of the paired difference to either side; the band is
-    the margin. Losses and gains of more than 5 margins stand at the edge.
+    the margin. Losses and gains of more than 5 margins, and tickets whose runs all failed, stand
+    at the edge.
 
     Raises:
         NotYet: if no source has dense runs and tickets under both regimes.
     """
-    runs = transfers(table, downstream, fraction)
-    found = _tests(runs, margins)
+    found = _tests(table, downstream, fraction, margins)
     if found.empty:
         raise NotYet(f"nothing to judge yet: no pairs of tickets and dense networks on {downstream}")
     looks, sparsity = style.of_sources(found["source"]), found.groupby("round")["sparsity"].first()
@@ -130,15 +130,17 @@ def differences(table: pd.DataFrame, downstream: str, fraction: float, margins: 
             panel.axhspan(-margins[column], 0, color="0.85", zorder=0)
             panel.axhline(0, color="0.3", linestyle="--", linewidth=0.8)
             panel.vlines(of["round"], low, high, color=look.colour, linewidth=1.5)
-            _marks(panel, of, points, look)
+            _marks(panel, of, points.fillna(-edge), look)  # where all runs failed
             sparsity_axis(panel, sparsity)
-            panel.label_outer()
-        line[0].set_ylabel(f"{look.label}\nminus dense (points)")
-    for panel, criterion in zip(grid[0], verdict.CRITERIA):
-        panel.set_title(criterion)
+            panel.set_xlabel("")
+        line[0].set_ylabel(look.label)
+    for top, bottom, criterion in zip(grid[0], grid[-1], verdict.CRITERIA):
+        top.set_title(criterion)
+        bottom.set_xlabel("Sparsity (%)")
+    figure.supylabel("Ticket minus dense network (points)", fontsize="medium")
     figure.suptitle(
         f"Tickets minus the dense network of the same seed, {downstream} with {percent(fraction)} of its data\n"
-        "(what differs by more than 5 margins stands at the edge)"
+        "(what differs by more than 5 margins, and a ticket whose runs all failed, stands at the edge)"
     )
     _legend(figure, _answers(found), _levels(found, Line2D([], [], color="0.35", linewidth=1.5)))
     return figure
@@ -157,7 +159,7 @@ def pretraining(table: pd.DataFrame) -> Figure:
         style.lines(panel, runs, "round", metric, "source", looks, estimator="mean", errorbar="se")
         sparsity_axis(panel, _sparsity(runs))
         panel.set(title=f"{metric.upper()}, pre-training task", ylabel=f"{metric.upper()} (%)")
-    panels[0].legend(handles=style.handles(looks), title="Pre-training")
+    _legend(figure, *([handle] for handle in style.handles(looks)))
     figure.suptitle("Each round of IMP, on the pre-training task (band: one standard error over seeds)")
     return figure
 
@@ -203,7 +205,8 @@ def double_wins(table: pd.DataFrame, downstream: str, margins: Margins, paper: b
     panel.set(xlabel="Downstream training data", ylabel="Sparsity of the sparsest\ndouble-win ticket (%)")
     panel.set_xticks(range(len(fractions)), map(percent, fractions))
     sparsity = _sparsity(table[table["stage"] == "transfer"])
-    panel.set_yticks(list(sparsity), [f"{100 * share:.4g}" if r else "0 (dense)" for r, share in sparsity.items()])
+    rounds, labels = _ticks(sparsity)
+    panel.set_yticks(rounds, ["0 (dense)", *labels[1:]])
     panel.set_ylim(-0.5, max(sparsity) + 1)
     panel.grid(axis="x", visible=False)
     panel.set_title(f"Double-win tickets on {downstream}")
@@ -249,10 +252,14 @@ def percent(fraction: float) -> str:
 
 def sparsity_axis(panel: Axes, sparsity: Mapping[int, float]) -> None:
     """An x axis of IMP rounds that says their sparsity (fractions, by round), of many rounds that of every third."""
+    panel.set_xticks(*_ticks(sparsity), rotation=45)
+    panel.set_xlabel("Sparsity (%)")
+
+
+def _ticks(sparsity: Mapping[int, float]) -> tuple[list[int], list[str]]:
     rounds = sorted(sparsity.keys())
     rounds = rounds if len(rounds) < 10 else rounds[::3]
-    panel.set_xticks(rounds, [f"{100 * sparsity[r]:.4g}" for r in rounds], rotation=45)
-    panel.set_xlabel("Sparsity (%)")
+    return rounds, [f"{100 * sparsity[r]:.4g}" for r in rounds]
 
 
 def _panels() -> dict[str, tuple[str, str]]:
@@ -275,12 +282,12 @@ def _sparsity(runs: pd.DataFrame) -> dict[int, float]:
     return runs.groupby("round")["sparsity"].first().to_dict()
 
 
-def _tests(runs: pd.DataFrame, margins: Margins | None) -> pd.DataFrame:
-    """`verdict.tests`, with infinite bounds (of a single pair) left open; no rows where nothing can be judged."""
-    with contextlib.suppress(NotYet):
-        if margins is not None:
-            return verdict.tests(runs, margins).replace([np.inf, -np.inf], np.nan)
-    return pd.DataFrame(columns=["source", "round", "answer", "in_sequence"])
+def _tests(table: pd.DataFrame, downstream: str, fraction: float, margins: Margins | None) -> pd.DataFrame:
+    """`verdict.tests` of one task and fraction, failed runs counted; no rows where nothing can be judged."""
+    if margins is None:
+        return pd.DataFrame(columns=["source", "round", "answer", "in_sequence"])
+    here = (table["downstream"] == downstream) & (table["fraction"] == fraction)
+    return verdict.tests(table[here | (table["stage"] == "imp")], margins)
 
 
 def _curves(
@@ -298,7 +305,9 @@ def _curves(
     regime, metric = column
     runs = _percents(runs[runs["regime"] == regime])
     means = runs.groupby(["source", "round"])[metric].mean().dropna()
-    style.lines(panel, means.reset_index(), "round", metric, "source", looks, markers=False)
+    style.lines(
+        panel, means.reset_index(), "round", metric, "source", looks, **({"markers": False} if len(found) else {})
+    )
     dense = {source: means[source, 0] for source in looks if (source, 0) in means.index}
     for source, level in dense.items():
         panel.axhline(level, color=looks[source].colour, linestyle="--", linewidth=0.8)
@@ -313,8 +322,7 @@ def _curves(
             panel.fill_between(of["round"].astype(float), low, high, color=look.colour, alpha=0.2, linewidth=0)
         if criterion in verdict.CRITERIA:
             heights = means[means.index.get_level_values("source") == source].droplevel("source")
-            of = of[of["round"].isin(heights.index)]
-            _marks(panel, of, of["round"].map(heights), look)
+            _marks(panel, of, of["round"].map(heights).fillna(bottom), look)  # where all runs failed
     sparsity_axis(panel, _sparsity(runs))
     panel.set_ylabel(f"{metric.upper()} (%)")
     return means
@@ -364,7 +372,7 @@ def _entries(**shapes: dict) -> list[Line2D]:
 def _answers(found: pd.DataFrame) -> list[Line2D]:
     """The marks of the answers, in a legend; none where nothing is judged."""
     shapes = _shapes(GREY)
-    names = {"double-win": shapes["double-win"], "sparsest double-win": _star(GREY)}
+    names = {"double-win": shapes["double-win"], "the verdict: all up to it pass": _star(GREY)}
     names |= {"undecided": shapes["undecided"], "not double-win": shapes["not"]}
     return _entries(**names) if len(found) else []
 
@@ -410,7 +418,7 @@ def methods(table: pd.DataFrame, downstream: str, source: str, fraction: float =
         style.lines(panel, of, "round", metric, "method", looks, estimator="mean", errorbar="se", **bars)
         sparsity_axis(panel, _sparsity(runs))
         panel.set(title=title, ylabel=f"{metric.upper()} (%)")
-    panels[0].legend(handles=style.handles(looks), title="Pruning")
+    _legend(figure, *([handle] for handle in style.handles(looks)))
     figure.suptitle(
         f"{SOURCES.get(source, source)} pre-training: tickets transferred to {downstream} with {percent(fraction)} of "
         "its training data (bars: one standard error)"
@@ -468,8 +476,7 @@ def gain(table: pd.DataFrame, downstream: str, *rounds: int) -> Figure:
             panel.label_outer()
         networks = f"Tickets, {100 * sparsity[round_]:.4g} % pruned" if round_ else "Dense networks"
         line[0].set_ylabel(f"{networks}:\ngain (points)")
-    dots = [Line2D([], [], **look.line | {"linestyle": "none"}) for look in looks.values()]
-    grid[0][0].legend(handles=dots, title="Pre-training")
+    _legend(figure, *([Line2D([], [], **look.line | {"linestyle": "none"})] for look in looks.values()))
     figure.suptitle(
         f"Gain over standard pre-training with the same seed, {downstream} (bars: 95 % confidence interval)"
     )
@@ -503,10 +510,11 @@ def histories(of: Mapping[str, list[dict]]) -> Figure:
     panels = figure.subplots(1, len(columns), sharey=True)
     for panel, (column, title) in zip(panels, columns.items()):
         style.lines(panel, rows, "epochs", column, "source", looks)
-        panel.set(title=title, xlabel="Epochs", ylabel="%", xlim=(0.5, max(map(len, of.values()), default=1) + 0.5))
+        panel.set(title=title, xlabel="Epochs", ylabel="", xlim=(0.5, max(map(len, of.values()), default=1) + 0.5))
         panel.set_ylim(-3, 103)
         panel.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
-    panels[0].legend(handles=style.handles(looks), title="Pre-training")
+    panels[0].set_ylabel("%")
+    _legend(figure, *([handle] for handle in style.handles(looks)))
     return figure
 
 
