@@ -56,6 +56,7 @@ class Experiment:
     ):
         preset, settings = presets.get(preset) if isinstance(preset, str) else preset, list(settings)
         self.folder = Folder(override(preset, settings), results, data, machine.this_machine(device)[0])
+        self._stamp, self._table = [], pd.DataFrame()
         self._command = " ".join(["python -m dwlth run", preset.name, *(f"--set {setting}" for setting in settings)])
 
     def __repr__(self) -> str:
@@ -193,7 +194,11 @@ class Experiment:
         Raises:
             NotYet: where there is none.
         """
-        return self.folder.collect()
+        paths = (self.folder.table, self.folder.path / "runs")
+        stamp = [path.stat().st_mtime_ns if path.exists() else 0 for path in paths]
+        if stamp != self._stamp:  # thousands of runs take a while to collect
+            self._stamp, self._table = stamp, self.folder.collect()
+        return self._table.copy()
 
     def tests(self, margins: Mapping[str, float] | None = None, **options: Any) -> pd.DataFrame:
         """`dwlth.verdict.tests` of the table, with the preset's margins or others."""

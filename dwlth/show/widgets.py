@@ -174,7 +174,7 @@ def explorer(
         return "The claims of the paper, with these margins", scoreboard(table, margins).set_index("claim")
 
     parts = [_row(controls | margins), _drawn(outside, controls | margins)]
-    parts += [_row({"layer": within["layer"]}), _drawn(inside, within)]
+    parts += [_row({"layer": within["layer"]}), _drawn(inside, within).add_class("dwlth-inside")]
     parts += [_drawn(board, margins).add_class("dwlth-scoreboard"), _set_aside(folder)]
     return Box(parts).add_class("dwlth-explorer")
 
