@@ -5,10 +5,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from dwlth import analysis, masks, presets
+from dwlth import masks, presets
 from dwlth.attacks import Attack
 from dwlth.errors import DwlthError
 from dwlth.masks import Mask
+from dwlth.show import analysis
 
 
 def bits(**layers):
@@ -76,10 +77,10 @@ def test_the_kernel_figure_marks_each_pruned_weight(model, ticket):
     figure = analysis.draw_kernels(model.net, ticket, "layer1.0.conv1.weight", limit=3)
     counts, grid, *_ = figure.axes
     kept = ticket["layer1.0.conv1.weight"]
-    assert counts.images[0].get_array().tolist() == kept.sum((2, 3)).tolist()
-    places = {tuple(place) for place in grid.collections[0].get_offsets().tolist()}
+    assert counts.collections[0].get_array().tolist() == kept.sum((2, 3)).tolist()
+    places = {tuple(place) for place in grid.collections[1].get_offsets().tolist()}
     pruned = (~kept[:3, :3]).nonzero().tolist()
-    assert places == {(j * 4 + x, i * 4 + y) for i, j, y, x in pruned}
+    assert places == {(j * 4 + x + 0.5, i * 4 + y + 0.5) for i, j, y, x in pruned}
 
 
 def test_the_histogram_counts_all_and_surviving_weights(model, ticket):
@@ -192,6 +193,7 @@ def test_images_in_colour_are_shown_in_colour(model):
 def test_names_of_classes():
     assert analysis.class_names("digits5-9", 5) == ["5", "6", "7", "8", "9"]
     assert analysis.class_names("cifar10", 10)[3] == "cat"
+    assert analysis.class_names("cifar10", 3) == ["class 0", "class 1", "class 2"]
     assert analysis.class_names("svhn", 10)[0] == "0"
     assert analysis.class_names("folder:birds", 2) == ["class 0", "class 1"]
 
@@ -200,7 +202,9 @@ def test_lines_can_be_told_apart_without_colour(model):
     dense = masks.dense(model.net)
     tickets = {f"round {k}": dense for k in range(9)} | {source: dense for source in presets.SOURCES}
     (panel,) = analysis.draw_layers(tickets).axes
-    looks = {(line.get_marker(), line.get_color() if i < 9 else "") for i, line in enumerate(panel.lines)}
+    looks = {
+        (line.get_marker(), line.get_color() if i < 9 else line.get_linestyle()) for i, line in enumerate(panel.lines)
+    }
     assert len(looks) == 12
     assert panel.get_legend_handles_labels()[1][-1] == "Adversarial"
 

@@ -158,6 +158,7 @@ def draw_kernels(net: nn.Module, mask: Mask, layer: str, limit: int = 8) -> Figu
     grid.scatter(*places, marker="x", s=(0.45 * cell) ** 2, color="0.6", linewidths=0.08 * cell)
     grid.set_xticks([j * (width + 1) + width / 2 for j in range(columns)], range(columns))
     grid.set_yticks([i * (height + 1) + height / 2 for i in range(rows)], range(rows))
+    grid.grid(False)
     grid.set(xlabel="Input channel", ylabel="Output channel", title=f"the first {rows} x {columns} kernels")
     return figure
 
@@ -300,7 +301,7 @@ def class_names(dataset: str, classes: int) -> list[str]:
     known = DATASETS[dataset].classes if dataset in DATASETS else 0
     if isinstance(known, tuple) and len(known) == classes:
         return list(known)
-    return [str(label) if dataset == "svhn" else f"class {label}" for label in range(classes)]
+    return [f"class {label}" for label in range(classes)]
 
 
 @styled()
@@ -321,7 +322,6 @@ def draw_attacked(
         names: of the classes, by label; see `class_names`.
         seed: of the attack's random start, the same for each model.
     """
-    names = names or class_names("", 1 + int(labels.max()))
     seen = {}
     for label, model in models.items():
         mode = model.training
@@ -329,6 +329,8 @@ def draw_attacked(
         adv = attack(model.eval(), images, labels, draws)
         seen[label] = [(x.cpu(), *_predict(model, x)) for x in (images, adv)]
         model.train(mode)
+    guesses = [guess for of in seen.values() for _, guess, _ in of]
+    names = names or class_names("", 1 + int(torch.cat([labels.cpu(), *guesses]).max()))
     largest = max((adv - clean).abs().max().item() for (clean, *_), (adv, *_) in seen.values()) or 1.0
     columns = 2 if len(models) > 1 and len(images) < 8 else 1
     rows = math.ceil(len(models) / columns)

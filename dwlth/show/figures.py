@@ -2,7 +2,7 @@
 
 import contextlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +20,13 @@ from dwlth.files import write
 from dwlth.presets import SOURCES, in_order
 from dwlth.show import style
 from dwlth.show.style import WIDTH, Look, Picture, png, styled
-from dwlth.verdict import PAPER, transfers
+from dwlth.verdict import CRITERIA, FOURTH, PAPER, transfers
 
 __all__ = ["Picture", "curve", "curves", "differences", "double_wins", "draw_all", "gain", "histories", "methods"]
 __all__ += ["png", "pretraining", "sparsity_axis", "summary"]
+
+PANELS = CRITERIA | FOURTH
+"""What the paper's definition names: the criteria, and the fourth."""
 
 HEADLINE = 1 - 0.8**10
 """The sparsity, as a fraction, of the paper's sparsest double-win tickets on CIFAR-10 (abstract: 89.26 %)."""
@@ -42,7 +45,8 @@ def curves(
 ) -> Figure:
     """SA and RA of the tickets against their sparsity, under both regimes: a line through the means over seeds for each
     of `sources` (by default all). With `margins`, marks say whether a ticket is double-win, and the intervals are those
-    of the test: the one-sided 95 % bounds of the paired difference, laid off from the dense level.
+    of the test: the one-sided 95 % bounds of the paired difference, laid off from the dense level. A ticket whose runs
+    all failed has its mark at the bottom.
 
     Raises:
         NotYet: if there is no transfer to show.
@@ -53,11 +57,11 @@ def curves(
         raise NotYet(f"no transfers to {downstream} with {percent(fraction)} of its data: `python -m dwlth run`")
     looks, found = style.of_sources(runs["source"]), _tests(table, downstream, fraction, margins)
     figure = Picture(figsize=(WIDTH, 7.2), layout="constrained")
-    for panel, (criterion, column) in zip(figure.subplots(2, 2).flatten(), _panels().items()):
+    for panel, (criterion, column) in zip(figure.subplots(2, 2).flatten(), PANELS.items()):
         _curves(panel, runs, found, criterion, column, margins, looks, looks)
-        panel.set_title(criterion if criterion in verdict.CRITERIA else f"{criterion} (not judged)")
+        panel.set_title(criterion if criterion in CRITERIA else f"{criterion} (not judged)")
     figure.suptitle(f"Tickets transferred to {downstream} with {percent(fraction)} of its training data")
-    _legend(figure, style.handles(looks), _answers(found), _levels(found, Patch(color="0.35", alpha=0.35, linewidth=0)))
+    _legend(figure, style.handles(looks), _answers(found), _levels(found, _band(0.35)))
     return figure
 
 
@@ -85,15 +89,12 @@ def curve(
             "`python -m dwlth run` makes them"
         )
     looks = style.of_sources(runs["source"])
-    looks = {name: look.faint() for name, look in looks.items() if name != source} | {
-        name: look
-        for name, look in looks.items()
-        if name == source  # in front
-    }
+    in_front = sorted(looks, key=lambda name: name == source)
+    looks = {name: looks[name] if name == source else looks[name].faint() for name in in_front}
     found = _tests(table[table["source"] == source], downstream, fraction, margins)
     figure = Picture(figsize=(7.5, 4.6), layout="constrained")
     panel = figure.subplots()
-    criterion = next((name for name, column in _panels().items() if column == (regime, metric)), "")
+    criterion = next((name for name, column in PANELS.items() if column == (regime, metric)), "")
     means = _curves(panel, runs, found, criterion, (regime, metric), margins, looks, {source} & looks.keys())
     if (source, round_) in means.index:
         panel.plot(round_, means[source, round_], "o", markersize=22, fillstyle="none", color="black", mew=2, zorder=5)
@@ -102,7 +103,7 @@ def curve(
         f"{metric.upper()}, {regime} transfer to {downstream} with {percent(fraction)} of its training data"
     )
     shown = style.handles({name: looks[name] for name in in_order(looks)})
-    _legend(figure, shown, _answers(found), _levels(found, Patch(color="0.35", alpha=0.35, linewidth=0)))
+    _legend(figure, shown, _answers(found), _levels(found, _band(0.35)))
     return figure
 
 
@@ -110,8 +111,7 @@ def curve(
 def differences(table: pd.DataFrame, downstream: str, fraction: float, margins: Margins) -> Figure:
     """What the verdict looks at: by source (rows) and criterion (columns), each ticket minus the dense network of the
     same seed, in points. The bars are the one-sided 95 % bounds of the paired difference to either side; the band is
-    the margin. Losses and gains of more than 5 margins, and tickets whose runs all failed, stand
-    at the edge.
+    the margin. Losses and gains of more than 5 margins, and tickets whose runs all failed, stand at the edge.
 
     Raises:
         NotYet: if no source has dense runs and tickets under both regimes.
@@ -121,9 +121,9 @@ def differences(table: pd.DataFrame, downstream: str, fraction: float, margins: 
         raise NotYet(f"nothing to judge yet: no pairs of tickets and dense networks on {downstream}")
     looks, sparsity = style.of_sources(found["source"]), found.groupby("round")["sparsity"].first()
     figure = Picture(figsize=(WIDTH, 1.4 + 1.9 * len(looks)), layout="constrained")
-    grid = figure.subplots(len(looks), len(verdict.CRITERIA), sharex=True, sharey="col", squeeze=False)
+    grid = figure.subplots(len(looks), len(CRITERIA), sharex=True, sharey="col", squeeze=False)
     for line, (source, look) in zip(grid, looks.items()):
-        for panel, (criterion, (_, column)) in zip(line, verdict.CRITERIA.items()):
+        for panel, (criterion, (_, column)) in zip(line, CRITERIA.items()):
             panel.margins(y=0.1)
             of, edge = found[found["source"] == source], 5 * margins[column]
             points, low, high = (of[f"{criterion}{end}"].clip(-edge, edge) for end in ("", " low", " high"))
@@ -134,7 +134,7 @@ def differences(table: pd.DataFrame, downstream: str, fraction: float, margins: 
             sparsity_axis(panel, sparsity)
             panel.set_xlabel("")
         line[0].set_ylabel(look.label)
-    for top, bottom, criterion in zip(grid[0], grid[-1], verdict.CRITERIA):
+    for top, bottom, criterion in zip(grid[0], grid[-1], CRITERIA):
         top.set_title(criterion)
         bottom.set_xlabel("Sparsity (%)")
     figure.supylabel("Ticket minus dense network (points)", fontsize="medium")
@@ -159,7 +159,7 @@ def pretraining(table: pd.DataFrame) -> Figure:
         style.lines(panel, runs, "round", metric, "source", looks, estimator="mean", errorbar="se")
         sparsity_axis(panel, _sparsity(runs))
         panel.set(title=f"{metric.upper()}, pre-training task", ylabel=f"{metric.upper()} (%)")
-    _legend(figure, *([handle] for handle in style.handles(looks)))
+    _legend(figure, *zip(style.handles(looks)))
     figure.suptitle("Each round of IMP, on the pre-training task (band: one standard error over seeds)")
     return figure
 
@@ -175,7 +175,7 @@ def double_wins(table: pd.DataFrame, downstream: str, margins: Margins, paper: b
     Raises:
         NotYet: if there is no verdict on this task.
     """
-    found = verdict.verdict(table[table["downstream"] == downstream], margins)
+    found = verdict.verdict(table[(table["downstream"] == downstream) | (table["stage"] == "imp")], margins)
     theirs = pd.read_csv(PAPER) if paper and PAPER.exists() else pd.DataFrame(columns=["downstream"])
     same = theirs["downstream"].str.replace("-", "").str.lower() == downstream.replace("-", "").lower()
     theirs = theirs[same] if same.any() else theirs
@@ -213,7 +213,7 @@ def double_wins(table: pd.DataFrame, downstream: str, margins: Margins, paper: b
     shapes = _shapes(GREY)
     marks = {"sparsest double-win ticket": _star(GREY), "next sparser ticket: undecided": shapes["undecided"]}
     marks |= {"next sparser ticket: not double-win": shapes["not"]}
-    _legend(figure, style.handles(looks), _entries(**marks), extra)
+    _legend(figure, style.handles(looks), _entries(marks), extra)
     return figure
 
 
@@ -262,11 +262,6 @@ def _ticks(sparsity: Mapping[int, float]) -> tuple[list[int], list[str]]:
     return rounds, [f"{100 * sparsity[r]:.4g}" for r in rounds]
 
 
-def _panels() -> dict[str, tuple[str, str]]:
-    """What the paper's definition names: the criteria, and the fourth."""
-    return verdict.CRITERIA | verdict.FOURTH
-
-
 def _ok(table: pd.DataFrame) -> pd.DataFrame:
     """The rows of runs that did not fail."""
     return table[table["status"] == "ok"] if "status" in table else table
@@ -305,9 +300,8 @@ def _curves(
     regime, metric = column
     runs = _percents(runs[runs["regime"] == regime])
     means = runs.groupby(["source", "round"])[metric].mean().dropna()
-    style.lines(
-        panel, means.reset_index(), "round", metric, "source", looks, **({"markers": False} if len(found) else {})
-    )
+    plain = {"markers": False} if len(found) else {}  # marks are answers
+    style.lines(panel, means.reset_index(), "round", metric, "source", looks, **plain)
     dense = {source: means[source, 0] for source in looks if (source, 0) in means.index}
     for source, level in dense.items():
         panel.axhline(level, color=looks[source].colour, linestyle="--", linewidth=0.8)
@@ -320,7 +314,7 @@ def _curves(
             ends = [dense[source] + of[f"{criterion} {end}"] for end in ("low", "high")]
             low, high = (end.clip(1.5 * bottom - 0.5 * top, 1.5 * top - 0.5 * bottom) for end in ends)  # of few seeds
             panel.fill_between(of["round"].astype(float), low, high, color=look.colour, alpha=0.2, linewidth=0)
-        if criterion in verdict.CRITERIA:
+        if criterion in CRITERIA:
             heights = means[means.index.get_level_values("source") == source].droplevel("source")
             _marks(panel, of, of["round"].map(heights).fillna(bottom), look)  # where all runs failed
     sparsity_axis(panel, _sparsity(runs))
@@ -350,23 +344,16 @@ def _marks(panel: Axes, of: pd.DataFrame, y: pd.Series, look: Look, x: str = "ro
 
 
 def _star(look: Look) -> dict:
-    return {
-        "marker": "*",
-        "color": look.colour,
-        "markersize": 14,
-        "mec": "black",
-        "mew": 0.7,
-        "ls": "none",
-        "zorder": 5,
-    }
+    edge = {"mec": "black", "mew": 0.7}
+    return edge | {"marker": "*", "color": look.colour, "markersize": 14, "linestyle": "none", "zorder": 5}
 
 
 GREY = Look("", "0.35", "o", "")
 
 
-def _entries(**shapes: dict) -> list[Line2D]:
-    """Of a legend, by label (a _ is a space)."""
-    return [Line2D([], [], **shape, label=label.replace("_", " ")) for label, shape in shapes.items()]
+def _entries(shapes: Mapping[str, dict]) -> list[Line2D]:
+    """Of a legend, by label."""
+    return [Line2D([], [], **shape, label=label) for label, shape in shapes.items()]
 
 
 def _answers(found: pd.DataFrame) -> list[Line2D]:
@@ -374,22 +361,27 @@ def _answers(found: pd.DataFrame) -> list[Line2D]:
     shapes = _shapes(GREY)
     names = {"double-win": shapes["double-win"], "the verdict: all up to it pass": _star(GREY)}
     names |= {"undecided": shapes["undecided"], "not double-win": shapes["not"]}
-    return _entries(**names) if len(found) else []
+    return _entries(names) if len(found) else []
+
+
+def _band(alpha: float) -> Patch:
+    return Patch(color="0.35", alpha=alpha, linewidth=0)
 
 
 def _levels(found: pd.DataFrame, bounds: Artist) -> list[Artist]:
     """What the dense level, the margin below it and the `bounds` of the test are, in a legend."""
-    dense = _entries(dense_network={"color": "0.35", "linestyle": "--", "linewidth": 0.8})
+    dense = _entries({"dense network": {"color": "0.35", "linestyle": "--", "linewidth": 0.8}})
     bounds.set_label("95 % bounds of the test")
-    margin = Patch(color="0.35", alpha=0.15, linewidth=0, label="margin: the loss that is allowed")
+    margin = _band(0.15)
+    margin.set_label("margin: the loss that is allowed")
     return dense + ([margin, bounds] if len(found) else [])
 
 
-def _legend(figure: Figure, *columns: list[Artist]) -> None:
+def _legend(figure: Figure, *columns: Sequence[Artist]) -> None:
     """Below the panels."""
     rows = max(map(len, columns))
     blank = Line2D([], [], linestyle="none", label=" ")
-    handles = [handle for column in columns if column for handle in column + [blank] * (rows - len(column))]
+    handles = [handle for column in columns if column for handle in [*column, *[blank] * (rows - len(column))]]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles) // rows)
 
 
@@ -411,14 +403,14 @@ def methods(table: pd.DataFrame, downstream: str, source: str, fraction: float =
         raise NotYet(f"no round has tickets of the {source} source by several of {', '.join(style.of_methods())}")
     runs = runs[runs["seed"].isin(runs[runs["round"] > 0]["seed"])]
     figure = Picture(figsize=(WIDTH, 3.5), layout="constrained")
-    panels = figure.subplots(1, len(verdict.CRITERIA))
-    for panel, (title, (regime, metric)) in zip(panels, verdict.CRITERIA.items()):
+    panels = figure.subplots(1, len(CRITERIA))
+    for panel, (title, (regime, metric)) in zip(panels, CRITERIA.items()):
         of = runs[runs["regime"] == regime]
         bars = {"err_style": "bars", "err_kws": {"capsize": 2}}
         style.lines(panel, of, "round", metric, "method", looks, estimator="mean", errorbar="se", **bars)
         sparsity_axis(panel, _sparsity(runs))
         panel.set(title=title, ylabel=f"{metric.upper()} (%)")
-    _legend(figure, *([handle] for handle in style.handles(looks)))
+    _legend(figure, *zip(style.handles(looks)))
     figure.suptitle(
         f"{SOURCES.get(source, source)} pre-training: tickets transferred to {downstream} with {percent(fraction)} of "
         "its training data (bars: one standard error)"
@@ -438,7 +430,7 @@ def gain(table: pd.DataFrame, downstream: str, *rounds: int) -> Figure:
     runs, keys = _percents(transfers(table, downstream)), ["round", "fraction", "seed"]
     runs = runs[runs["round"].isin(rounds or (0,))]
     gains = {}
-    for criterion, (regime, metric) in verdict.CRITERIA.items():
+    for criterion, (regime, metric) in CRITERIA.items():
         wide = runs[runs["regime"] == regime].pivot_table(metric, keys, "source")
         if "standard" in wide:
             over = wide.sub(wide.pop("standard"), axis=0).stack().rename_axis([*keys, "source"])
@@ -449,28 +441,18 @@ def gain(table: pd.DataFrame, downstream: str, *rounds: int) -> Figure:
     looks, sparsity = style.of_sources(every["source"]), _sparsity(runs)
     shown, fractions = sorted(every["round"].unique()), sorted(every["fraction"].unique(), reverse=True)
     figure = Picture(figsize=(WIDTH, 0.6 + 2.7 * len(shown)), layout="constrained")
-    grid = figure.subplots(len(shown), len(verdict.CRITERIA), sharex=True, sharey=True, squeeze=False)
+    grid = figure.subplots(len(shown), len(CRITERIA), sharex=True, sharey=True, squeeze=False)
     for panel, criterion in zip(grid[0], gains):
         panel.set_title(criterion)
+    palette = {name: look.colour for name, look in looks.items()}
+    markers = [look.marker for look in looks.values()]
+    points = {"markers": markers, "linestyle": "none", "dodge": 0.3 if len(looks) > 1 else False, "legend": False}
+    bars = {"errorbar": _interval, "capsize": 0.08, "err_kws": {"linewidth": 1.2}}
+    by = {"order": list(map(percent, fractions)), "hue_order": list(looks), "palette": palette}
     for line, round_ in zip(grid, shown):
         for panel, rows in zip(line, gains.values()):
-            sns.pointplot(
-                rows[rows["round"] == round_].assign(fraction=rows["fraction"].map(percent)),
-                x="fraction",
-                y="points",
-                hue="source",
-                order=list(map(percent, fractions)),
-                hue_order=list(looks),
-                palette={name: look.colour for name, look in looks.items()},
-                markers=[look.marker for look in looks.values()],
-                errorbar=_interval,
-                dodge=0.3 if len(looks) > 1 else False,
-                linestyle="none",
-                capsize=0.08,
-                err_kws={"linewidth": 1.2},
-                legend=False,
-                ax=panel,
-            )
+            data = rows[rows["round"] == round_].assign(fraction=rows["fraction"].map(percent))
+            sns.pointplot(data, x="fraction", y="points", hue="source", ax=panel, **by, **points, **bars)
             panel.axhline(0, color="0.3", linestyle="--", linewidth=0.8)
             panel.set(xlabel="Downstream training data", xlim=(-0.5, len(fractions) - 0.5))
             panel.label_outer()
@@ -497,24 +479,21 @@ def histories(of: Mapping[str, list[dict]]) -> Figure:
     images of each epoch, and validation SA and RA where they were measured."""
     columns = {"accuracy": "Training accuracy", "val_sa": "Validation SA", "val_ra": "Validation RA"}
     rows = pd.DataFrame(
-        [
-            {"source": source, "epochs": 1 + row["epoch"]} | {c: row[c] for c in columns}
-            for source in of
-            for row in of[source]
-        ],
-        columns=["source", "epochs", *columns],
-    ).astype(dict.fromkeys(columns, float))
+        [row | {"source": source} for source in of for row in of[source]] or {"source": [], "epoch": []}
+    )
+    rows = rows.reindex(columns=["source", "epoch", *columns]).astype(dict.fromkeys(columns, float))
+    rows["epoch"] += 1
     rows[list(columns)] *= 100
     looks = style.of_sources(of)
     figure = Picture(figsize=(WIDTH, 3.3), layout="constrained")
     panels = figure.subplots(1, len(columns), sharey=True)
     for panel, (column, title) in zip(panels, columns.items()):
-        style.lines(panel, rows, "epochs", column, "source", looks)
+        style.lines(panel, rows, "epoch", column, "source", looks)
         panel.set(title=title, xlabel="Epochs", ylabel="", xlim=(0.5, max(map(len, of.values()), default=1) + 0.5))
         panel.set_ylim(-3, 103)
         panel.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     panels[0].set_ylabel("%")
-    _legend(figure, *([handle] for handle in style.handles(looks)))
+    _legend(figure, *zip(style.handles(looks)))
     return figure
 
 
