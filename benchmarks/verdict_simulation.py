@@ -2,7 +2,7 @@
 
     python benchmarks/verdict_simulation.py
 
-It prints the tables of docs/verdict.md, in about a minute on one core.
+It prints the tables of docs/verdict.md, in half a minute on one core.
 
 A dense network and its ticket are drawn seed by seed, with three criteria, all with a margin of 1 point. Their paired
 differences are normal with a spread `sd`; the points of dense networks spread more, as dense and ticket correlate at

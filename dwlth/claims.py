@@ -62,42 +62,30 @@ def scoreboard(table: pd.DataFrame, margins: Mapping[str, float], robust: str = 
     much = fractions[0] if fractions else all_[0] if all_ else 1.0
     scarce = [fraction for fraction in sorted(counts, reverse=True) if fraction < 1 and fraction in SCARCE]
     place = re.sub(r"[^\w.-]", "-", tasks[0]) if tasks else "task"  # as `dwlth.show.figures` names its files
-    by_sparsity = f"curves-{place}-{much:g}.png"
     few = " and ".join(f"{fraction:.0%}" for fraction in scarce or SCARCE)
     dense, tickets = _dense(gain), _mean_of_tickets(gain)
     name = robust.replace("_", " ").capitalize()
     lack = f"no transfers of {robust} and standard sources with the same seed in the table" if gain.empty else ""
-    less = lack or ("" if len(fractions) > 1 else "no two fractions of the data with two seeds or more")
-    amplified = {"": (_at(dense, fractions[-1]) - _at(dense, much)) if not less else None}
     at_few = {f"{fraction:.0%}: " if len(scarce) > 1 else "": _at(tickets, fraction) for fraction in scarce}
-    rows = [
-        ("Double-win tickets exist", *_exist(table, margins, much), f"double-wins-{place}.png"),
-        (
-            f"{name} pre-training makes them sparser",
-            *_sparser(table, margins, much, robust),
-            f"double-wins-{place}.png",
+    grown = {"": _at(dense, fractions[-1]) - _at(dense, much)} if len(fractions) > 1 else {}
+    answers = {
+        "Double-win tickets exist": _exist(table, margins, much),
+        f"{name} pre-training makes them sparser": _sparser(table, margins, much, robust),
+        f"{name} tickets have higher SA and RA at equal sparsity": _above(
+            {"": _at(tickets, much)}, lack or "no tickets in the table"
         ),
-        (
-            f"{name} tickets have higher SA and RA at equal sparsity",
-            *_above({"": _at(tickets, much)}, lack or "no tickets in the table"),
-            by_sparsity,
+        f"They are more data-efficient (with {few} of the data)": _above(
+            at_few, lack or f"no tickets with {few} of the data in the table"
         ),
-        (
-            f"They are more data-efficient (with {few} of the data)",
-            *_above(at_few, lack or "no tickets with less data in the table"),
-            f"curves-{place}-{(scarce or SCARCE)[0]:g}.png",
+        "The gain grows with less data": _above(
+            grown, lack or "no two fractions of the data with two seeds or more of the dense networks"
         ),
-        (
-            "The gain grows with less data",
-            *_above(amplified, less or "no dense networks with both fractions"),
-            f"gain-{place}.png",
-        ),
-        (
-            "The gain grows with sparsity",
-            *_above({"": _slope(gain, much)}, lack or "fewer than two rounds in the table"),
-            by_sparsity,
-        ),
-    ]
+        "The gain grows with sparsity": _above({"": _slope(gain, much)}, lack or "fewer than two rounds in the table"),
+    }
+    of_much, of_few = (f"curves-{place}-{fraction:g}.png" for fraction in (much, (scarce or SCARCE)[0]))
+    sparsest = f"double-wins-{place}.png"
+    figures = [sparsest, sparsest, of_much, of_few, f"gain-{place}.png", of_much]
+    rows = [(claim, *answer, figure) for (claim, answer), figure in zip(answers.items(), figures)]
     return pd.DataFrame(rows, columns=["claim", "answer", "effect", "seeds", "figure"])
 
 

@@ -284,23 +284,20 @@ def _paired(
     for key, group in sorted(runs.groupby(keys), key=lambda item: (item[0][0], -item[0][1], place[item[0][2]])):
         seeds = np.unique(group["seed"])
         rounds = [int(round_) for round_ in np.unique(group["round"]) if round_ > 0]
-        grid = pd.MultiIndex.from_product([seeds, [0, *rounds]], names=["seed", "round"])
-        shape = (len(seeds), len(rounds) + 1)
-        values = np.stack(
-            [
-                group[group["regime"] == regime].groupby(["seed", "round"])[column].mean().reindex(grid)
-                for regime, column in (CRITERIA | FOURTH).values()
-            ],
-            axis=-1,
-        ).reshape(*shape, -1)
-        points = 100 * (values[:, 1:] - values[:, :1]).astype(float)
-        ended = _failed(group).groupby([group["seed"], group["round"]]).any().reindex(grid, fill_value=False)
-        ended = ended.to_numpy(bool, copy=True).reshape(shape)
-        own = group["source_seed"] if "source_seed" in group else pd.Series(None, group.index, dtype=object)
-        source_seed = group["seed"].where(own.isna(), own).groupby(group["seed"]).first()
-        broken = ended[:, 1:]
-        for row in lost[lost["source"] == key[2]].itertuples():
-            broken |= (source_seed.loc[seeds] == row.seed).to_numpy()[:, None] & (np.array(rounds) > row.round)
+        at = np.searchsorted(seeds, group["seed"]), np.searchsorted([0, *rounds], group["round"])
+        values = np.full((len(seeds), len(rounds) + 1, len(CRITERIA | FOURTH)), np.nan)
+        for i, (regime, column) in enumerate((CRITERIA | FOURTH).values()):
+            of = (group["regime"] == regime).to_numpy()
+            values[at[0][of], at[1][of], i] = group[column][of]
+        points = 100 * (values[:, 1:] - values[:, :1])
+        ended = np.zeros(values.shape[:2], bool)
+        np.logical_or.at(ended, at, _failed(group))
+        broken = ended[:, 1:].copy()
+        if len(lost):
+            own = group["source_seed"] if "source_seed" in group else pd.Series(np.nan, group.index)
+            source_seed = group["seed"].where(own.isna(), own).groupby(group["seed"]).first().to_numpy()
+            for row in lost[lost["source"] == key[2]].itertuples():
+                broken |= (source_seed == row.seed)[:, None] & (np.array(rounds) > row.round)
         complete = np.isfinite(points[..., : len(judged)]).all(-1) & ~broken
         points = np.where(complete[..., None], points, np.nan)
         shown = [i for i in range(len(rounds)) if (complete | broken)[:, i].any()]

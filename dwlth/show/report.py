@@ -136,7 +136,8 @@ def notes(table: pd.DataFrame) -> list[str]:
         of = "one source" if sources == 1 else f"{sources} sources"
         lines += [f"{runs['seed'].nunique()} transfer seeds of {of}: the spread is that of the transfer"]
     if "status" in table and (failed := (table["status"] == "failed").sum()):
-        lines += [f"{failed} runs failed (diverged), and count against their tickets"]
+        many = f"{failed} runs failed (diverged): each counts against its ticket"
+        lines += [many if failed > 1 else "1 run failed (diverged): it counts against its ticket"]
     return lines
 
 

@@ -1,0 +1,183 @@
+"""The scoreboard: planted tables, of which each claim's answer is known."""
+
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from dwlth import presets
+from dwlth.claims import scoreboard
+from dwlth.show import report
+
+MARGINS = {"sa": 1.0, "ra": 2.0}
+EXIST, SPARSER, HIGHER, SCARCE, LESS, SPARSITY = range(6)
+
+
+def planted(gain, last=None, seeds=6, fractions=(1.0, 0.1), rounds=(0, 2, 6, 10), noise=0.2, task="digits5-9"):
+    """Transfers of a standard source, and of an adversarial one that is `gain(criterion, fraction, round)` points
+    better; tickets beyond a source's `last` round lose 5 points in each criterion."""
+    rng, last, rows = np.random.default_rng(0), last or {"standard": 6, "adversarial": 6}, []
+    level = 70 + 3 * rng.standard_normal((len(fractions), seeds))
+    for source, end in last.items():
+        for (i, fraction), seed, k in product(enumerate(fractions), range(seeds), rounds):
+            of = level[i, seed] - 5.0 * (k > end) + noise * rng.standard_normal(3)
+            if source == "adversarial":
+                of = [value + gain(criterion, fraction, k) for criterion, value in enumerate(of)]
+            row = {"stage": "transfer", "method": "imp", "downstream": task, "source": source, "seed": seed}
+            row |= {"fraction": fraction, "round": k, "sparsity": 1 - 0.8**k}
+            rows.append(row | {"regime": "standard", "sa": of[0] / 100, "ra": 0.0})
+            rows.append(row | {"regime": "adversarial", "sa": of[1] / 100, "ra": of[2] / 100})
+    return pd.DataFrame(rows)
+
+
+def answers(table, **how):
+    return scoreboard(table, MARGINS, **how)["answer"].tolist()
+
+
+def test_a_table_that_supports_every_claim():
+    def grows(criterion, fraction, k):
+        return 3 + 4 * (fraction < 1) + 0.4 * k
+
+    runs = planted(grows, {"standard": 2, "adversarial": 6})
+    board = scoreboard(runs, MARGINS)
+    assert set(board["answer"][2:]) == {"supported"} and (board["seeds"] == 6).all()
+    assert list(board.columns) == ["claim", "answer", "effect", "seeds", "figure"]
+    assert board["figure"].tolist() == [
+        "double-wins-digits5-9.png",
+        "double-wins-digits5-9.png",
+        "curves-digits5-9-1.png",
+        "curves-digits5-9-0.1.png",
+        "gain-digits5-9.png",
+        "curves-digits5-9-1.png",
+    ]
+    assert board["answer"].tolist()[:2] == ["supported", "supported"]
+    assert board["effect"][EXIST].startswith("adversarial, 73.79%: SA standard")
+    assert board["effect"][SPARSER].startswith("+37.8 points of sparsity (")
+
+
+def test_tables_that_contradict():
+    falls = planted(lambda c, fraction, k: -3 - 4 * (fraction < 1) - 0.1 * k, {"standard": 6, "adversarial": 2})
+    assert answers(falls) == ["supported"] + ["contradicted"] * 5
+    nothing = scoreboard(planted(lambda c, fraction, k: 3.0, {"standard": 0, "adversarial": 0}), MARGINS)
+    assert nothing["answer"][EXIST] == "contradicted" and nothing["answer"][SPARSER] == "undecided"
+    assert nothing["effect"][SPARSER].startswith("+0.0 points of sparsity (0.0 to 0.0)")
+
+
+@pytest.mark.parametrize("worse", [0, 1, 2])
+def test_one_criterion_that_is_lower_contradicts_and_is_said(worse):
+    board = scoreboard(planted(lambda c, fraction, k: -4.0 if c == worse else 4.0), MARGINS)
+    assert board["answer"][HIGHER] == board["answer"][SCARCE] == "contradicted"
+    assert board["effect"][HIGHER].startswith("mixed: SA standard ")
+    parts = board["effect"][HIGHER].split(";")
+    assert [float(part.split("(")[0].split()[-1]) < 0 for part in parts] == [c == worse for c in range(3)]
+
+
+def test_one_criterion_without_a_gain_is_undecided():
+    board = scoreboard(planted(lambda c, fraction, k: 4.0 * (c != 1), noise=1.0), MARGINS)
+    assert board["answer"][HIGHER] == "undecided"
+    assert board["answer"][LESS] == board["answer"][SPARSITY] == "undecided"  # the same with all data, at all rounds
+
+
+def test_the_intervals_are_those_of_scipy():
+    runs = planted(lambda c, fraction, k: 3.0 + 0.2 * k, noise=1.0, fractions=(1.0,))
+    board = scoreboard(runs, MARGINS)
+    of = runs[(runs["regime"] == "adversarial")].pivot(index="seed", columns=["source", "round"], values="ra")
+    gain = 100 * (of["adversarial"] - of["standard"])
+    interval = stats.ttest_1samp(gain[[2, 6, 10]].mean(axis=1), 0).confidence_interval(0.95)
+    mean = gain[[2, 6, 10]].mean(axis=None)
+    assert f"RA adversarial {mean:+.1f} ({interval.low:.1f} to {interval.high:.1f})" in board["effect"][HIGHER]
+    slopes = [10 * stats.linregress([0, 2, 6, 10], gain.loc[seed]).slope for seed in gain.index]
+    interval = stats.ttest_1samp(slopes, 0).confidence_interval(0.95)
+    text = f"RA adversarial {np.mean(slopes):+.1f} ({interval.low:.1f} to {interval.high:.1f})"
+    assert text in board["effect"][SPARSITY]
+
+
+def test_what_a_table_lacks_is_said():
+    runs = planted(lambda c, fraction, k: 4.0, fractions=(1.0,))
+    board = scoreboard(runs, MARGINS)
+    assert board["answer"][SCARCE] == board["answer"][LESS] == "undecided"
+    assert board["effect"][SCARCE] == "no tickets with 10% and 1% of the data in the table"
+    assert board["effect"][LESS].startswith("no two fractions of the data")
+    alone = scoreboard(runs[runs["source"] == "standard"], MARGINS)
+    assert set(alone["answer"][1:]) == {"undecided"} and alone["answer"][EXIST] == "supported"
+    assert alone["effect"][HIGHER] == "no transfers of adversarial and standard sources with the same seed in the table"
+    dense = scoreboard(runs[runs["round"] == 0], MARGINS)
+    assert dense["effect"][EXIST] == "no ticket and dense network with the same seed in the table"
+    assert dense["effect"][HIGHER] == "no tickets in the table" and "two rounds" in dense["effect"][SPARSITY]
+    assert set(answers(runs[:0])) == {"undecided"}
+
+
+def test_one_seed_decides_nothing():
+    board = scoreboard(planted(lambda c, fraction, k: 40.0, seeds=1), MARGINS)
+    assert set(board["answer"]) == {"undecided"} and "(one seed)" in board["effect"][HIGHER]
+
+
+def test_most_data_is_the_largest_fraction_with_two_seeds():
+    runs = planted(lambda c, fraction, k: {1.0: -9, 0.1: 4, 0.01: 8}[fraction], fractions=(1.0, 0.1, 0.01))
+    runs = runs[(runs["fraction"] < 1) | (runs["seed"] == 0)]  # as in `cifar-small`
+    board = scoreboard(runs, MARGINS)
+    assert board["figure"][HIGHER] == "curves-digits5-9-0.1.png"
+    assert board["answer"].tolist()[2:5] == ["supported"] * 3
+    assert board["claim"][SCARCE] == "They are more data-efficient (with 10% and 1% of the data)"
+    assert "10%: " in board["effect"][SCARCE] and " / 1%: " in board["effect"][SCARCE]
+
+
+def test_a_round_that_one_seed_has_is_left_out():
+    runs = planted(lambda c, fraction, k: 4.0, rounds=(0, 2, 4, 6))
+    assert answers(runs[(runs["round"] != 4) | (runs["seed"] == 0)])[HIGHER] == "supported"
+
+
+def test_tasks_are_averaged_and_named_as_files_are():
+    runs = planted(lambda c, fraction, k: 4.0, task="folder:a/b")
+    other = planted(lambda c, fraction, k: -1.0, task="svhn")
+    board = scoreboard(pd.concat([runs, other]), MARGINS)
+    assert board["figure"][LESS] == "gain-folder-a-b.png" and board["answer"][HIGHER] == "supported"
+    assert " +1." in board["effect"][HIGHER]
+
+
+def test_any_source_may_stand_for_robust_pre_training():
+    runs = planted(lambda c, fraction, k: 4.0).replace({"source": {"adversarial": "fast_adversarial"}})
+    board = scoreboard(runs, MARGINS, robust="fast_adversarial")
+    assert board["answer"][HIGHER] == "supported" and board["claim"][SPARSER].startswith(
+        "Fast adversarial pre-training"
+    )
+
+
+def test_failed_runs_are_left_out_of_gains():
+    runs = planted(lambda c, fraction, k: 4.0).assign(status="ok")
+    lost = (runs["seed"] == 1) & (runs["round"] == 2) & (runs["source"] == "adversarial")
+    runs.loc[lost, ["sa", "ra"]], runs.loc[lost, "status"] = np.nan, "failed"
+    board = scoreboard(runs, MARGINS)
+    assert board["answer"][HIGHER] == "supported" and board["seeds"][HIGHER] == 5
+
+
+def test_no_claim_is_made_of_noise():
+    """Where nothing is true, few claims are called so: each is tested at 2.5 % a side."""
+    found = []
+    for number in range(30):
+        rng = np.random.default_rng(number)
+        runs = planted(lambda c, fraction, k: 0.0, {"standard": 10, "adversarial": 10}, noise=0.0)
+        noise = rng.normal(0, 0.01, (len(runs), 2))
+        runs[["sa", "ra"]] += noise
+        found += answers(runs)[2:]
+    assert np.mean([answer != "undecided" for answer in found]) < 0.12
+
+
+@pytest.mark.parametrize("seeds", [1, 6])
+@pytest.mark.parametrize("last", [0, 6])
+def test_the_last_screen_is_short_and_says_where_to_go(seeds, last):
+    fast = planted(lambda c, f, k: -20.123 * (c == 0) + 11.234, {"standard": 2, "adversarial": last}, seeds, noise=2.5)
+    other = fast[fast["source"] == "standard"].assign(source="fast_adversarial")
+    runs = pd.concat([fast, other], ignore_index=True).assign(status="ok")
+    runs.loc[runs.index[-1], "status"] = "failed"
+    text = report.screen(
+        runs, presets.get("digits"), Path("quickstart/digits/figures"), "python -m dwlth verdict digits"
+    )
+    lines = text.splitlines()
+    assert len(lines) <= 25 and max(map(len, lines)) <= 120
+    assert "Look at quickstart/digits/figures/curves-digits5-9-1.png" in text and "make lab" in text
+    assert sum(line.startswith(("supported", "contradicted", "undecided")) for line in lines) == 6
+    assert "1 run failed" in text and ("one seed decides nothing" in text) == (seeds == 1)
