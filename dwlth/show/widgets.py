@@ -183,7 +183,7 @@ def _margin(metric: str, points: float) -> ipw.SelectionSlider:
     """How much of `metric` a ticket may lose; it begins at so many points."""
     steps = sorted({0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.5, 10.0, points})
     label = f"{metric.upper()} may fall by"
-    return choose(f"{metric}_margin", {f"{step:g} points": step for step in steps}, points, label)
+    return choose(f"{metric}_margin", {f"{step:g} point{'s' * (step != 1)}": step for step in steps}, points, label)
 
 
 def _percent(fractions: Iterable[float]) -> dict[str, float]:
