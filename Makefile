@@ -19,7 +19,9 @@ bench: $(VENV)/.test  ## ours and other libraries, in about 10 minutes
 	$(BIN)/python -m pip install --quiet --editable ".[bench]"
 	$(BIN)/python benchmarks/run.py
 
-test: $(VENV)/.test  ## files on two processes of one thread each: small networks gain nothing from more
+test: $(VENV)/.test  ## style, then the tests, on two processes of one thread each: small networks gain nothing from more
+	$(BIN)/python -m ruff check
+	$(BIN)/python -m ruff format --check
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 $(VENV)/.made:

@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
@@ -29,10 +29,10 @@ from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 from torchvision import models as torchvision_models
 
-from dwlth import data, masks, models, tickets, training
+from dwlth import data, masks, models, presets, tickets, training
 from dwlth.attacks import Attack
-from dwlth.augment import Augment
-from dwlth.data import Split
+from dwlth.data import Augment, Split
+from dwlth.evaluation import available_precision, evaluate
 from dwlth.recipe import Recipe
 
 EPS, STEP = 8 / 255, 2 / 255  # the paper's, in pixels of [0, 1]
@@ -154,7 +154,7 @@ def bare(bf16: bool, attack_mode: str = "train", compiled: bool = False) -> Cont
     float32 as anyone would do them, in bfloat16 under our conditions (`Split.batches` keeps freed memory)."""
 
     def contender(sizes: Sizes, device: str, folder: Path) -> Iterator[Round]:
-        if bf16 and training.available_precision("bfloat16", device) != "bfloat16":
+        if bf16 and available_precision("bfloat16", device) != "bfloat16":
             raise Absent("no bfloat16 units")
         model = network(sizes, device, channels_last=bf16)
         passes = torch.compile(model) if compiled else model
@@ -259,18 +259,18 @@ def robustness_attack(model: nn.Module, steps: int) -> Callable:
     return attack
 
 
-def our_step(precision: str, bn: str, graphs: bool = False) -> Contender:
+def our_step(precision: str, bn: str) -> Contender:
     """`dwlth.training.fit`, as a transfer calls it."""
 
     def contender(sizes: Sizes, device: str, folder: Path) -> Iterator[Round]:
-        if training.available_precision(precision, device) != precision:
+        if available_precision(precision, device) != precision:
             raise Absent(f"no {precision} units")
         model, split = network(sizes, device, channels_last=True), noise(sizes, device)
         mask = masks.prune(masks.dense(model.net), masks.magnitude(model.net), 0.2)
         attack = Attack(EPS, STEP, sizes.steps, bn=bn)
         crop = Augment("pad", flip=True)
         recipe = Recipe(2, sizes.batch, 0.01, attack=attack, augment=crop, validate_every=2, precision=precision)
-        options = {"seed": 0, "mask": mask, "graphs": graphs, "on_epoch": lambda row: True}
+        options = {"seed": 0, "mask": mask, "on_epoch": lambda row: True}
         while True:
             yield None
             with contextlib.suppress(training.OutOfTime):  # one epoch, without validation
@@ -292,8 +292,6 @@ STEPS = {
     "bare passes, the same, eval-mode attack": bare(True, "eval"),
 }
 CUDA_STEPS = STEPS | {
-    "ours, bfloat16, CUDA graph": our_step("bfloat16", "train", graphs=True),
-    "ours, bfloat16, eval-mode attack, CUDA graph": our_step("bfloat16", "eval", graphs=True),
     "ours, tf32": our_step("tf32", "train"),
     "bare compiled passes, bfloat16": bare(True, compiled=True),
 }
@@ -350,17 +348,17 @@ def art_attack(model: nn.Module, steps: int) -> Callable:
 
 
 def our_evaluation(precision: str) -> Contender:
-    """`dwlth.training.evaluate`; SA is measured too, which is one more pass."""
+    """`dwlth.evaluation.evaluate`; SA is measured too, which is one more pass."""
 
     def contender(sizes: Sizes, device: str, folder: Path) -> Iterator[Round]:
-        if training.available_precision(precision, device) != precision:
+        if available_precision(precision, device) != precision:
             raise Absent(f"no {precision} units")
         model = network(sizes, device, channels_last=True)
         model.net.load_state_dict(torch.load(folder / "trained.pt", map_location=device))
         split, attack = digits(sizes)[1].to(device), Attack(EPS, STEP, sizes.test_steps)
         while True:
             yield None
-            sa, ra = training.evaluate(model, split, attack, seed=0, precision=precision)
+            sa, ra = evaluate(model, split, attack, seed=0, precision=precision)
             yield lambda sa=sa, ra=ra: {"sa": sa, "ra": ra, "units": len(split)}
 
     return contender
@@ -598,6 +596,51 @@ def convolution(channels: int, side: int, dtype: torch.dtype) -> Contender:
                 for _ in range(5):
                     layer(x)
                 yield lambda: {"units": 5 * 2 * 9 * channels**2 * side**2 * sizes.batch / 1e9}
+
+    return contender
+
+
+def small_step(convolutions_alone: bool) -> Contender:
+    """The adversarial training of `cifar-small`'s transfers, bfloat16; `units` are the GFLOP of its convolutions (a
+    backward pass to the images costs as much as a forward pass, one to the weights as much again). Or the same
+    convolutions, forward and back as often, with nothing between them: the ceiling that the step could reach."""
+
+    def contender(sizes: Sizes, device: str, folder: Path) -> Iterator[Round]:
+        if available_precision("bfloat16", device) != "bfloat16":
+            raise Absent("no bfloat16 units")
+        preset = presets.get("cifar-small")
+        recipe = preset.transfer["adversarial"]
+        steps, batches = recipe.attack.steps, 10 if sizes.side == 32 else 1
+        images = noise(replace(sizes, network="", batch=recipe.batch_size, side=32, batches=batches), device)
+        model = models.build(preset.network, 10, [0.5] * 3, [0.25] * 3, seed=0).to(device)
+        layers = {}  # each convolution with the shape of what it reads
+        hooks = [
+            layer.register_forward_hook(lambda layer, args, out: layers.update({layer: (args[0].shape, out.shape)}))
+            for layer in model.modules()
+            if isinstance(layer, nn.Conv2d)
+        ]
+        with torch.no_grad():
+            model(images.images[: recipe.batch_size].float() / 255)
+        for hook in hooks:
+            hook.remove()
+        forward = sum(2 * out.numel() * layer.weight[0].numel() for layer, (_, out) in layers.items()) / 1e9
+        units = batches * forward * (2 * (steps + 1) + 1)
+        short = replace(recipe, epochs=2, validate_every=2, validation=Attack())
+        half = [
+            (layer.to(torch.bfloat16), torch.randn(shape).to(device, torch.bfloat16, memory_format=torch.channels_last))
+            for layer, (shape, _) in (copy.deepcopy(layers) if convolutions_alone else {}).items()
+        ]
+        while True:
+            yield None
+            if not convolutions_alone:
+                with contextlib.suppress(training.OutOfTime):  # one epoch, without validation
+                    training.fit(model, short, images, images, seed=0, on_epoch=lambda row: True)
+            for i in range(batches * (steps + 1) if convolutions_alone else 0):
+                last = (i + 1) % (steps + 1) == 0
+                for layer, x in half:
+                    out = layer(x.requires_grad_())
+                    torch.autograd.grad(out, [x, layer.weight] if last else [x], torch.ones_like(out))
+            yield lambda: {"units": units}
 
     return contender
 

@@ -30,7 +30,7 @@ import torch
 from contenders import Absent, Contender, Sizes
 
 from dwlth import results
-from dwlth.augment import Augment
+from dwlth.data import Augment
 
 bf16, f32 = torch.bfloat16, torch.float32
 
@@ -102,6 +102,12 @@ def table(device: str) -> dict[str, Row]:
             },
             unit="GFLOP/s",
         ),
+        "small": Row(
+            "PGD-10 training of cifar-small's network",
+            {"its convolutions alone, bfloat16": c.small_step(True), "ours, bfloat16": c.small_step(False)},
+            0.05,
+            unit="GFLOP/s",
+        ),
         "memory": Row(
             "Copying 128 MiB",
             {"into memory at hand": c.copying(False), "into fresh memory": c.copying(True)},
@@ -170,7 +176,7 @@ def process(row: str, name: str, sizes: Sizes, device: str, folder: Path):
     """A contender ready for its turns: a pipe to it, or why it is absent."""
     context = multiprocessing.get_context("forkserver" if sys.platform != "win32" else "spawn")
     if sys.platform != "win32":
-        context.set_forkserver_preload(["torch", "torchvision", "dwlth.grid"])  # imported once
+        context.set_forkserver_preload(["torch", "torchvision", "dwlth.running.grid"])  # imported once
     ours, theirs = context.Pipe()
     child = context.Process(target=serve, args=(theirs, row, name, sizes, device, folder))
     child.start()

@@ -1,4 +1,35 @@
-"""Double-win lottery tickets: masks, attacks, training, transfer and the verdict. See README.md."""
+"""Double-win lottery tickets, reproduced.
+
+The modules at the top of this folder are the method. Read them in this order; the first seven are the paper:
+
+    masks       which weights survive, and how a round of pruning chooses them
+    attacks     FGSM and PGD, for training and for evaluation
+    training    the one training loop
+    evaluation  standard accuracy (SA) and robust accuracy (RA)
+    tickets     iterative magnitude pruning with rewinding
+    transfer    a ticket, alone, on a downstream task
+    verdict     which tickets are double-win
+
+    presets     every number of an experiment; a preset gives the list of its runs
+    recipe      how one network is trained, or where a trained one comes from
+    runs        a run: what it is, and its id
+    models      the networks, with the normalisation in front
+    sources     the pre-trained networks that tickets are cut from
+    results     where each file lies, the record of a run, the table
+    files       reading and writing; errors: what went wrong, and what would be right
+    claims      what the paper's abstract claims, and what a table says about it
+    experiment  all of it in one object, for notebooks
+
+The folders beside them have one duty each, and the method can be read without them:
+
+    data/     datasets by name, augmentation, image files
+    fast/     small networks side by side, and batch norm folded away for evaluation
+    outside/  what others made: checkpoints, downloads, tickets of the paper's public code
+    running/  many runs: which are left, what they cost, on which processes; `--set`
+    show/     figures, analysis, reports, inspection, widgets
+
+`python -m dwlth --help` lists the commands. README.md has the rest.
+"""
 
 __version__ = "0.1.0"
 

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import combinations, groupby
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -65,8 +64,8 @@ def tests(
         - `undecided`: anything else; one seed decides nothing
 
         `why` says the criterion, or about how many seeds would decide it if mean and spread stay as seen.
-        `in_sequence` is True while all less sparse tickets are double-win: a ticket that was run with few seeds only
-        ends the sequence like any other.
+        `in_sequence` is True while all less sparse tickets are double-win. A ticket that less than half of the seeds
+        have (tried in a notebook, say) is no part of the sequence, and does not end it.
 
     Raises:
         DwlthError: for margins that are none.
@@ -211,8 +210,9 @@ def judge(runs: pd.DataFrame, round_: int, margins: Mapping[str, float]) -> str:
         return "Not judged: this needs the ticket and the dense network, transferred under both regimes."
     ticket = found.iloc[0]
     if ticket["answer"] == "double-win":
-        but = "" if ticket["in_sequence"] else " But a less sparse ticket is not, and there the verdict ends."
-        return f"Double-win: {ticket['pairs']} seeds show that it loses less than the margin in each criterion.{but}"
+        won = f"Double-win: {ticket['pairs']} seeds show that it loses less than the margin in each criterion."
+        but = " But the verdict ends before it: a less sparse ticket is not double-win, or few seeds have this one."
+        return won + ("" if ticket["in_sequence"] else but)
     return f"{'Not double-win' if ticket['answer'] == 'not' else 'Undecided'}: {ticket['why']}."
 
 
@@ -330,11 +330,13 @@ def _answer(names: list[str], limits: np.ndarray, pairs: int, *of: np.ndarray) -
     return "undecided", f"{names[last]} {mean[last]:+.1f} ± {mean[last] - low[last]:.1f}; {seeds} seeds would decide"
 
 
-def _in_sequence(found: pd.DataFrame) -> list[Any]:
-    """For each ticket, whether all less sparse ones of its group are double-win."""
-    wins = found["answer"] == "double-win"
-    before = wins.groupby([found[key] for key in ("downstream", "fraction", "source")], sort=False)
-    return before.transform(lambda of: of.shift(fill_value=True).cummin()).astype(bool).tolist()
+def _in_sequence(found: pd.DataFrame) -> pd.Series:
+    """For each ticket, whether it is part of the sequence, and all less sparse ones of its group are double-win."""
+    keys = [found[key] for key in ("downstream", "fraction", "source")]
+    tried = found["pairs"] + found["failed"]
+    part = 2 * tried >= tried.groupby(keys).transform("max")
+    wins = (found["answer"] == "double-win") | ~part
+    return part & wins.groupby(keys).transform(lambda of: of.shift(fill_value=True).cummin()).astype(bool)
 
 
 def _by_means(found: pd.DataFrame, tolerance: float, names: list[str]) -> pd.DataFrame:
@@ -354,7 +356,9 @@ def _last_win(paired: _Paired, seeds: np.ndarray, weights: np.ndarray, limits: n
     from scipy.special import stdtrit
 
     rows = np.searchsorted(paired.seeds, seeds)
-    complete, points = paired.complete[rows], paired.points[rows][..., : len(limits)]
+    tried = (paired.complete | paired.failed).sum(0)
+    part = 2 * tried >= tried.max()  # as in `_in_sequence`
+    complete, points = paired.complete[rows][:, part], paired.points[rows][:, part, : len(limits)]
     n = (weights @ complete)[..., None]  # (draws, rounds, 1)
     with np.errstate(invalid="ignore", divide="ignore"):
         centre = np.nansum(points, 0) / complete.sum(0)[:, None]
@@ -362,5 +366,7 @@ def _last_win(paired: _Paired, seeds: np.ndarray, weights: np.ndarray, limits: n
         mean = np.tensordot(weights, off, 1) / n
         spread = np.tensordot(weights, off**2, 1) / n - mean**2
         half = stdtrit(np.maximum(n - 1, 1), 0.95) * np.sqrt(spread.clip(0) / (n - 1))
-        wins = (centre + mean - half > -limits).all(-1) & (n[..., 0] > 1) & (weights @ paired.broken[rows] == 0)
-    return np.array([0.0, *paired.sparsity])[np.cumprod(wins, axis=1).sum(1)]
+        wins = (
+            (centre + mean - half > -limits).all(-1) & (n[..., 0] > 1) & (weights @ paired.broken[rows][:, part] == 0)
+        )
+    return np.array([0.0, *np.array(paired.sparsity)[part]])[np.cumprod(wins, axis=1).sum(1)]

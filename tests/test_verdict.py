@@ -160,7 +160,21 @@ def test_a_gap_ends_the_sequence():
     assert found.loc[4, "answer"] == "double-win"
     row = verdict.verdict(runs, MARGINS).iloc[0]
     assert (row["round"], row["next_round"]) == (2, 3) and row["why"].startswith(SA_STANDARD)
-    assert "there the verdict ends" in judge(runs, 4, MARGINS)
+    assert "the verdict ends before it" in judge(runs, 4, MARGINS)
+
+
+def test_a_ticket_that_few_seeds_have_does_not_end_the_sequence():
+    runs = table(falls_after(9), EQUAL, EQUAL, seeds=6)
+    runs = runs[(runs["round"] != 3) | (runs["seed"] < 2)]
+    found = verdict.tests(runs, MARGINS).set_index("round")
+    assert not found.loc[3, "in_sequence"] and found.loc[4, "in_sequence"] and found.loc[3, "missing"] == 4
+    assert verdict.verdict(runs, MARGINS)["round"].tolist() == [9]
+    other = pd.concat([runs, table(*[falls_after(5)] * 3, source="standard", seeds=6)])
+    assert order(other, MARGINS)["sparser"].tolist() == [1.0]
+    half = table(falls_after(9), EQUAL, EQUAL, seeds=6)
+    half = half[(half["round"] != 3) | (half["seed"] < 3)]
+    half.loc[(half["round"] == 3) & (half["regime"] == "standard"), "sa"] -= 0.05
+    assert verdict.verdict(half, MARGINS)["next_round"].tolist() == [3]
 
 
 def test_unequal_seeds_are_not_mixed():

@@ -148,7 +148,11 @@ def differences(table: pd.DataFrame, downstream: str, fraction: float, margins: 
 
 @styled()
 def pretraining(table: pd.DataFrame) -> Figure:
-    """SA and RA on the pre-training task after each round of IMP; the first point is the dense source."""
+    """SA and RA on the pre-training task after each round of IMP; the first point is the dense source.
+
+    Raises:
+        NotYet: if the table has no round of IMP.
+    """
     runs = _percents(table[table["stage"] == "imp"])
     if runs.empty:
         raise NotYet("no round of IMP yet: `python -m dwlth run`")
@@ -240,6 +244,7 @@ def draw_all(table: pd.DataFrame, folder: Path, margins: Margins) -> list[Path]:
 @styled()
 def _save(figure: Figure, path: Path) -> Path:
     write(path, lambda beside: figure.savefig(beside, format="png", dpi=150))
+    figure.set_layout_engine("none")  # it is laid out
     undated = {"CreationDate": None}  # the same figure is the same file
     write(path.with_suffix(".pdf"), lambda beside: figure.savefig(beside, format="pdf", metadata=undated))
     return path

@@ -171,7 +171,7 @@ def _text(frame: pd.DataFrame) -> str:
 
 def report_autoattack(table: pd.DataFrame) -> str:
     """RA under AutoAttack beside that under the evaluation attack, on the same images: means over the seeds."""
-    runs = table[table["stage"] == "autoattack"]
+    runs = table[(table["stage"] == "autoattack") & table["ra"].notna()]
     if not len(runs):
         return "no network under AutoAttack yet"
     shown = runs.groupby(["downstream", "source", "round"], sort=False).agg(

@@ -1,0 +1,246 @@
+"""What the papers around the code say is true: commands, names, links, layers, environments and examples."""
+
+import ast
+import io
+import re
+import shlex
+import subprocess
+import sys
+import tokenize
+from functools import cache
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+from dwlth import masks, models, presets
+from dwlth.__main__ import _parser
+from dwlth.results import read_table
+from dwlth.running.settings import override
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "dwlth"
+README = (ROOT / "README.md").read_text()
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+FLOORS = {  # what the modules of a floor may import of the package, as prefixes; "method" is every module at the top
+    "method": ["method", "data", "fast", "outside.checkpoints", "outside.downloads"],
+    "data": ["data", "errors"],
+    "fast": ["fast", "errors", "masks", "models"],
+    "outside": ["outside", "method", "data", "fast"],
+    "running": ["running", "method", "data", "fast", "outside"],
+    "show": ["show", "running", "method", "data", "fast", "outside"],
+    "entrance": ["entrance", "show", "running", "method", "data", "fast", "outside"],
+}
+READERS = {"outside.checkpoints", "outside.downloads"}  # of others' files; they know nothing of runs and results
+READERS_MAY = READERS | {"data", "errors", "files", "masks"}
+ENTRANCES = {"__main__", "experiment"}  # the command line, and the object of the notebooks: they hold everything
+
+
+def floor(module: str) -> str:
+    top = module.partition(".")[0]
+    return "entrance" if top in ENTRANCES else top if top in FLOORS else "method"
+
+
+@cache
+def imports() -> dict[str, set[str]]:
+    """For each module of the package (its name without "dwlth."), the modules that it imports at module level."""
+    paths = {".".join(p.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): p for p in MODULES}
+    found = {}
+    for module, path in paths.items():
+        found[module] = set()
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                assert node.level == 0, f"{path}: a relative import"
+                names = [f"{node.module}.{alias.name}" for alias in node.names]
+            else:
+                continue
+            for name in (name.removeprefix("dwlth.") for name in names if name.startswith("dwlth.")):
+                found[module].add(name if name in paths else name.rpartition(".")[0])
+        found[module].discard("")  # names of the package itself
+    return found
+
+
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+def test_no_import_goes_up_the_floors():
+    for module, needs in imports().items():
+        for need in needs:
+            near = any(need == name or need.startswith(f"{name}.") for name in FLOORS[floor(module)])
+            assert near or floor(need) in FLOORS[floor(module)], f"dwlth.{module} imports dwlth.{need}"
+            if module in READERS:
+                assert need.partition(".")[0] in READERS_MAY or need in READERS, f"dwlth.{module} imports dwlth.{need}"
+
+
+def test_no_import_circle():
+    whole = {
+        module: {need for need in needs if need != module.partition(".")[0]}  # a folder's __init__ and its modules
+        for module, needs in imports().items()
+    }
+    try:
+        TopologicalSorter(whole).prepare()
+    except CycleError as circle:
+        pytest.fail(f"these import each other: {circle.args[1]}")
+
+
+def test_import_is_light():
+    code = "import dwlth, sys; print(*{'pandas', 'matplotlib', 'ipywidgets', 'seaborn'} & sys.modules.keys())"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert ran.stdout.split() == []
+
+
+def code_lines(path: Path) -> int:
+    """Lines of a file that are not blank, nor comment, nor docstring."""
+    text, lines = path.read_text(), set()
+    nothing = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER)
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type not in nothing:
+            lines |= set(range(token.start[0], token.end[0] + 1))
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            lines -= set(range(node.lineno, node.end_lineno + 1))
+    return len(lines)
+
+
+def test_the_method_is_small_and_in_reading_order():
+    section = README.partition("## Reading order")[2].partition("\n## ")[0]
+    named = re.findall(r"^\d\. `(dwlth/\w+\.py)`", section, re.M)
+    assert len(named) == 7 and all((ROOT / name).is_file() for name in named)
+    assert "Seven files, fewer than 1,000 lines of code" in section
+    assert sum(code_lines(ROOT / name) for name in named) < 1000
+    method = [path for path in PACKAGE.glob("*.py") if path.stem not in ENTRANCES]
+    assert sum(map(code_lines, method)) < 2000
+    docstring = ast.get_docstring(ast.parse((PACKAGE / "__init__.py").read_text()))
+    described = re.findall(r"^    (\w+)/? ", docstring, re.M) + re.findall(r"; (\w+): ", docstring)
+    assert [f"dwlth/{name}.py" for name in described[:7]] == named
+    parts = {path.stem for path in method} | {
+        path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists()
+    }
+    assert set(described) >= parts - {"__init__"}
+
+
+def commands(text: str) -> list[str]:
+    """The commands of this package in a page: in code spans and indented or fenced blocks."""
+    spans = re.findall(r"`([^`\n]+)`", text) + re.findall(r"^ {4}(.+)$", text, re.M)
+    return [span.partition("#")[0].strip() for span in spans if "python -m dwlth " in span]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_commands_parse(page):
+    found = commands(page.read_text())
+    assert found or page.name != "README.md"
+    for command in found:
+        words = shlex.split(command.partition("python -m dwlth ")[2])
+        if {"--help", "-h"} & {*words}:
+            continue
+        args = _parser().parse_args(words)  # leaves by SystemExit where it does not know a command or a flag
+        if hasattr(args, "preset"):
+            override(presets.get(args.preset), args.set)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_settings_and_links_exist(page):
+    text = page.read_text()
+    for setting in re.findall(r"`--set ([^`\s]+=[^`\s]+)", text):
+        override(presets.get("paper" if ".where=" in setting else "digits"), [setting])  # raises for one unknown
+    for link in re.findall(r"\]\(([^)#]+)[^)]*\)", text):
+        if not link.startswith("http"):
+            assert (page.parent / link).exists(), f"{page.name} links to {link}"
+    for path in re.findall(r"`((?:dwlth|docs|tests|benchmarks|notebooks)/[\w/.-]+\.\w+)`", text):
+        assert (ROOT / path).exists(), f"{page.name} names {path}"
+
+
+def test_presets_of_the_readme_are_those_of_the_kit():
+    section = README.partition("## Presets")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| `([\w-]+)` \|", section, re.M)
+    assert rows == list(presets.PRESETS)
+    for target in re.findall(r"^    make (\w+)", README, re.M):
+        assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.M)
+
+
+def test_numbers_of_the_pages_are_those_of_the_presets():
+    digits, page = presets.get("digits"), (ROOT / "docs" / "digits.md").read_text()
+    for number in (
+        f"eps {digits.evaluation.eps}, steps of {digits.evaluation.step_size}",
+        f"batches of {digits.transfer['standard'].batch_size} ",
+        f"{digits.transfer['standard'].epochs} epochs",
+        f"rounds {', '.join(map(str, digits.rounds))} ",
+        f"fractions {' and '.join(f'{100 * fraction:g} %' for fraction in digits.fractions)} ",
+        f"{digits.seeds} seeds",
+        f"{digits.together} networks side by side",
+    ):
+        assert f"| {number}" in page, number
+    for preset in presets.PRESETS.values():
+        assert preset.margins == {"sa": 1.0, "ra": 2.0} and "1 point of SA, 2 points of RA" in " ".join(README.split())
+    for name in ("digits", "cifar-small"):
+        net = models.build(presets.get(name).network, 10, (0.5,), (0.5,), seed=0).net
+        row = re.search(rf"^\| `{name}` \|.*", README, re.M).group()
+        assert f"{masks.dense(net).total:,} convolution weights" in row
+
+
+def test_conda_has_what_the_extras_have():
+    tomllib = pytest.importorskip("tomllib")  # Python 3.11
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = (ROOT / "environment.yml").read_text().splitlines()
+    entries = [line.partition("#")[0].strip(" -") for line in lines if line.startswith("  - ")]
+    conda = dict(re.fullmatch(r"([\w-]+) ?(.*)", entry.removesuffix(":")).groups() for entry in entries)
+    conda.pop("conda-forge")
+    by_pip = re.search(r"- -e \.\[([\w,]+)\]", "\n".join(lines)).group(1).split(",")
+    names = {"torch": "pytorch", "playwright": "playwright-python"}  # where conda-forge's differs from PyPI's
+    wanted = {"python": project["requires-python"]}
+    for requirement in [
+        *project["dependencies"],
+        *(item for extra, items in project["optional-dependencies"].items() if extra not in by_pip for item in items),
+    ]:
+        name, version = re.fullmatch(r"([\w-]+)(?:\[.*\])?(.*)", requirement).groups()
+        if name != "dwlth":
+            wanted[names.get(name, name)] = version
+    assert set(by_pip) <= project["optional-dependencies"].keys()
+    assert conda.keys() == wanted.keys() | {"pip", "make"}
+    for name, version in wanted.items():
+        assert conda[name].startswith(version), f"{name}: {version} here, {conda[name]} in environment.yml"
+
+
+@pytest.mark.parametrize("section", ["Your own pruning method", "Your own data set"])
+def test_ten_lines_of_the_readme_run(section, tmp_path, tiny_args):
+    text = README.partition(f"## {section}")[2].partition("\n## ")[0]
+    code = re.search(r"```python\n(.*?)```", text, re.S).group(1)
+    assert len([line for line in code.splitlines() if line]) <= 12
+    (tmp_path / "mine.py").write_text(code)
+    few = ["--source", "standard", "--workers", "2", *tiny_args, "--set", "rounds=0,2", "--set", "fractions=1.0"]
+    command = [sys.executable, "mine.py", *few]
+    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    (path,) = (tmp_path / "mine").glob("*/table.csv")
+    transfers = read_table(path).query("stage == 'transfer'")
+    if "pruning" in section:
+        assert {"imp", "scaled"} == {*transfers["method"]}
+    else:
+        assert {"negatives"} == {*transfers["downstream"]}
+
+
+def test_a_folder_of_images_needs_no_code(tmp_path, tiny_args):
+    """As in the README, with the handwritten digits for pre-training, and small images in colour for both tasks."""
+    import numpy as np
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    for part, count in (("train", 12), ("test", 4)):
+        for label in "ab":
+            folder = tmp_path / "data" / "pets" / part / label
+            folder.mkdir(parents=True)
+            for i in range(count):
+                level = 60 + 120 * (label == "b")
+                pixels = rng.integers(level - 40, level + 40, size=(16, 16, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{i}.png")
+    settings = ["downstream=folder:pets", "upstream=folder:pets", "network=small_resnet32"]
+    few = ["--source", "standard", "--workers", "1", *tiny_args, "--set", "rounds=0", "--set", "fractions=1.0"]
+    few += [word for setting in settings for word in ("--set", setting)]
+    command = [sys.executable, "-m", "dwlth", "run", "digits", "--results", "mine", *few]
+    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    (path,) = (tmp_path / "mine").glob("*/table.csv")
+    assert {"folder:pets"} == {*read_table(path).query("stage == 'transfer'")["downstream"]}
