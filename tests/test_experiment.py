@@ -91,6 +91,8 @@ def test_what_is_too_long_is_refused_with_the_command_and_leaves_nothing(empty, 
     said = capsys.readouterr().out
     assert "more than 1e-09 minutes are not begun here" in said
     assert f"`python -m dwlth run digits --set {' --set '.join(SETTINGS)}`" in said
+    assert not empty.have(empty.runs(stage="imp"), files=True, minutes=1e-9)  # done or not, the files are wanted
+    assert "`experiment.have(..., files=True, minutes=1e6)` does them" in capsys.readouterr().out
     assert not empty.folder.path.exists()
 
 

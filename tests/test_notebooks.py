@@ -170,7 +170,9 @@ def test_a_table_alone_is_enough_and_nothing_long_is_begun(path, table_alone):
     assert [file.name for file in (out / "results").rglob("*.*")] == ["table.csv"]
     printed = "".join(o.get("text", "") for cell in notebook.cells for o in cell.get("outputs", ()))
     if path.name[:2] in ("01", "02", "03", "04", "06"):
-        assert re.search(r"runs are left, about .* here .*`python -m dwlth run cifar-small` does them", printed)
+        assert re.search(
+            r"runs are left, about .* here .*`experiment.have\(..., files=True, minutes=1e6\)` does", printed
+        )
 
 
 @pytest.fixture(scope="module")
