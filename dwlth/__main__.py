@@ -73,6 +73,9 @@ def _parser() -> argparse.ArgumentParser:
             sub.add_argument("--seed", default=0, type=int)
         if name == "import":
             sub.add_argument("--force", action="store_true", help="whatever weights it belongs to")
+        if name == "export":
+            sub.add_argument("--init", action="store_true", help="the pre-trained weights alone, for its --init")
+            sub.add_argument("--legacy", action="store_true", help="in the file format of before torch 1.6")
         if name in ("run", "autoattack"):
             sub.add_argument("--minutes", type=float, default=math.inf, help="stop cleanly after so long")
         if name == "verdict":
@@ -178,7 +181,7 @@ def import_ticket(args) -> int:
 
 
 def export_ticket(args) -> int:
-    tickets.export_reference(args.file, *_ticket(args))
+    tickets.export_reference(args.file, *_ticket(args), args.init, args.legacy)
     return 0
 
 

@@ -14,3 +14,9 @@ class DwlthError(ValueError):
 
 class NotYet(DwlthError):
     """The runs that are needed are not done yet."""
+
+
+def check(name: str, value: object, right: bool, what: str) -> None:
+    """Raise `DwlthError` unless the value of `name` is right; `what` says which would be."""
+    if not right:
+        raise DwlthError(f"{name} is {value!r}: give {what}")

@@ -10,7 +10,7 @@ from PIL import Image
 from torchvision import transforms as pil_transforms
 from torchvision.transforms.v2 import functional as one
 
-from dwlth.augment import Augment
+from dwlth.data.augment import Augment
 from dwlth.errors import DwlthError
 
 PAD = Augment("pad", flip=True)

@@ -2,20 +2,24 @@ import functools
 import hashlib
 import http.server
 import pickle
+import shutil
 import subprocess
 import sys
 import tarfile
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import scipy.io
 import torch
+from PIL import Image
 from sklearn.datasets import load_digits
 from torchvision import datasets
 
 from dwlth import data
-from dwlth.augment import Augment
+from dwlth.data import Augment
+from dwlth.data import datasets as datasets_module
 from dwlth.errors import DwlthError
 
 
@@ -86,7 +90,7 @@ PAPER = [
 
 @pytest.mark.parametrize("name, fraction, n", PAPER)
 def test_the_papers_parts_are_the_first_images(name, fraction, n):
-    labels = torch.arange(data.TRAIN_IMAGES[name]) % 10
+    labels = torch.arange(data.DATASETS[name].sizes[0]) % 10
     assert data.subset(labels, fraction, "first") == list(range(n))
 
 
@@ -125,7 +129,7 @@ def test_refuses_a_bad_fraction_for_every_kind_of_part(fraction, how):
 
 
 def test_refuses_an_unknown_kind_of_part():
-    with pytest.raises(DwlthError, match="'last', not one of first, random, balanced"):
+    with pytest.raises(DwlthError, match="is 'last': give first, random or balanced"):
         data.subset(torch.zeros(10), 0.5, "last")
 
 
@@ -161,6 +165,11 @@ def write_cifar(root, kind, monkeypatch):
     return {part: (pixels.reshape(-1, 3, 32, 32), labels) for part in written for pixels, labels in [join(part)]}
 
 
+def shrink(monkeypatch, name):
+    """150 training, 50 validation and 100 test images, as the writers here write them."""
+    monkeypatch.setitem(data.DATASETS, name, replace(data.DATASETS[name], sizes=(150, 50, 100)))
+
+
 def write_svhn(root, monkeypatch):
     """Miniature .mat files as the real ones: X is uint8 [32, 32, 3, N], y is uint8 [N, 1] with 10 for the digit 0."""
     rng = np.random.default_rng(0)
@@ -181,7 +190,7 @@ def write_svhn(root, monkeypatch):
 def test_published_datasets_have_torchvisions_order_and_the_papers_splits(tmp_path, monkeypatch, name, classes):
     kind = getattr(datasets, name.upper())
     images = write_svhn(tmp_path, monkeypatch) if name == "svhn" else write_cifar(tmp_path, kind, monkeypatch)
-    monkeypatch.setitem(data.TRAIN_IMAGES, name, 150)
+    shrink(monkeypatch, name)
     dataset = data.load(name, tmp_path)
     assert [len(split) for split in (dataset.train, dataset.val, dataset.test)] == [150, 50, 100]
     assert dataset.classes == classes and (dataset.mean, dataset.std) == data.MEAN_STD[name]
@@ -213,11 +222,13 @@ def test_what_is_absent_is_downloaded_and_checked(tmp_path, monkeypatch, server)
     with tarfile.open(archive, "w:gz") as tar:
         tar.add(tmp_path / "far" / datasets.CIFAR10.base_folder, datasets.CIFAR10.base_folder)
     monkeypatch.setattr(datasets.CIFAR10, "url", f"{server}/{archive.name}")
-    with pytest.raises(DwlthError, match="^cifar10: not in .*here.*corrupted.*cifar-10-batches-py/ of http:") as error:
+    with pytest.raises(
+        DwlthError, match="^cifar10: .*here.*data_batch_1 is not there.*corrupted.*es-py/ of http:"
+    ) as error:
         data.load("cifar10", tmp_path / "here")  # the real hash, which this archive has not
     assert "\n" not in str(error.value)
     monkeypatch.setattr(datasets.CIFAR10, "tgz_md5", md5(archive))
-    monkeypatch.setitem(data.TRAIN_IMAGES, "cifar10", 150)
+    shrink(monkeypatch, "cifar10")
     assert len(data.load("cifar10", tmp_path / "here").val) == 50
 
 
@@ -235,8 +246,170 @@ def test_a_damaged_copy_is_not_read(tmp_path, monkeypatch):
     write_svhn(tmp_path, monkeypatch)
     with open(tmp_path / "test_32x32.mat", "r+b") as file:
         file.truncate(1000)
-    with pytest.raises(DwlthError, match="svhn: not in .* or not sound"):
+    with pytest.raises(DwlthError, match="test_32x32.mat: damaged: its MD5 is [0-9a-f]{32}, where .* remove it"):
         data.load("svhn", tmp_path)
+
+
+def test_a_file_that_is_absent_and_one_that_is_damaged_are_told_apart(tmp_path, monkeypatch):
+    write_cifar(tmp_path, datasets.CIFAR10, monkeypatch)
+    monkeypatch.setattr(datasets.CIFAR10, "url", "file:///nowhere/cifar.tar.gz")
+    batch = tmp_path / "cifar-10-batches-py" / "data_batch_3"
+    whole = batch.read_bytes()
+    batch.write_bytes(whole[:-1] + b"x")
+    with pytest.raises(DwlthError, match=r"^\S*/data_batch_3: damaged: its MD5") as error:
+        data.load("cifar10", tmp_path)
+    assert "\n" not in str(error.value)
+    batch.unlink()
+    with pytest.raises(DwlthError, match="^cifar10: .*/data_batch_3 is not there, and cannot be downloaded"):
+        data.load("cifar10", tmp_path)
+    batch.write_bytes(whole)
+    shrink(monkeypatch, "cifar10")
+    assert len(data.load("cifar10", tmp_path).train) == 150
+
+
+@pytest.mark.parametrize("name", ["cifar10", "svhn"])
+def test_files_that_are_there_are_neither_downloaded_nor_read_to_see_that(tmp_path, monkeypatch, name):
+    kind = getattr(datasets, name.upper())
+    write_svhn(tmp_path, monkeypatch) if name == "svhn" else write_cifar(tmp_path, kind, monkeypatch)
+    shrink(monkeypatch, name)
+
+    def fail(*_, **__):
+        raise AssertionError("asked torchvision")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(kind, "__init__", fail)
+        data.fetch(name, tmp_path)
+    monkeypatch.setattr(kind, "download", fail)
+    assert len(data.load(name, tmp_path).train) == 150
+
+
+def write_pngs(images, root, names):
+    """The images of `write_cifar` as root/{train,test}/CLASS/*.png, in an order of their own."""
+    for part, (pixels, labels) in images.items():
+        order = np.random.default_rng(1).permutation(len(pixels))
+        for number, index in enumerate(order):
+            path = root / part / names[labels[index]] / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels[index].transpose(1, 2, 0)).save(path)
+
+
+CIFAR = {"cifar10": data.DATASETS["cifar10"].classes, "cifar100": [f"class{n:02}" for n in range(100)]}
+
+
+@pytest.mark.parametrize("name", CIFAR)
+def test_by_content_both_kinds_of_files_give_the_same_splits_bit_for_bit(tmp_path, monkeypatch, name):
+    images = write_cifar(tmp_path / "a", getattr(datasets, name.upper()), monkeypatch)
+    write_pngs(images, tmp_path / "b" / name, CIFAR[name])
+    shrink(monkeypatch, name)
+    one, other = (data.load(name, tmp_path / root, "content") for root in ("a", "b"))
+    for part in ("train", "val", "test"):
+        for kind in ("images", "labels"):
+            assert torch.equal(getattr(getattr(one, part), kind), getattr(getattr(other, part), kind))
+    assert (one.classes, one.mean, one.std) == (other.classes, other.mean, other.std)
+    given = data.load(name, tmp_path / "a", "given")
+    key = lambda images: sorted(image.numpy().tobytes() for image in images)
+    assert key(torch.cat([one.train.images, one.val.images])) == key(torch.cat([given.train.images, given.val.images]))
+    assert not torch.equal(one.train.images, given.train.images)
+    with pytest.raises(DwlthError, match=f"b/{name}: image files, but the splits .* follow torchvision's order"):
+        data.load(name, tmp_path / "b", "given")
+
+
+def test_equal_images_with_different_labels_have_an_order(tmp_path, monkeypatch):
+    """By their labels, whichever comes first on disk; torchvision's files hold them in another order than PNGs."""
+    images = torch.zeros(6, 3, 32, 32, dtype=torch.uint8)
+    images[5] = 1
+    labels = torch.tensor([3, 1, 2, 1, 0, 7])
+    found = []
+    for order in ([0, 1, 2, 3, 4, 5], [5, 4, 3, 2, 1, 0], [2, 0, 5, 1, 4, 3]):
+        split = datasets_module._by_content(data.Split(images[order], labels[order]))
+        found.append((split.images.flatten(1)[:, 0].tolist(), split.labels.tolist()))
+    assert found[0] == found[1] == found[2]
+    assert [label for pixel, label in zip(*found[0]) if pixel == 0] == [0, 1, 1, 2, 3]
+
+
+@pytest.fixture
+def pngs(tmp_path, monkeypatch):
+    """A folder cifar10/ of image files as they should be."""
+    images = write_cifar(tmp_path / "a", datasets.CIFAR10, monkeypatch)
+    write_pngs(images, tmp_path / "cifar10", CIFAR["cifar10"])
+    shrink(monkeypatch, "cifar10")
+    return tmp_path / "cifar10"
+
+
+def one_less(path):
+    next((path / "test" / "frog").iterdir()).unlink()
+    return r"cifar10/test: 99 images of 10 classes, but cifar10 has 100 of 10"
+
+
+def one_class_less(path):
+    shutil.rmtree(path / "train" / "frog")
+    return r"cifar10/train: 180 images of 9 classes, but cifar10 has 200 of 10"
+
+
+def other_names(path):
+    (path / "train" / "airplane").rename(path / "train" / "plane")
+    return "cifar10/train: class folders automobile, bird, cat .*torchvision's names"
+
+
+def no_test_images(path):
+    shutil.rmtree(path / "test")
+    return "cifar10/test: no such folder: put the images there as test/CLASS/"
+
+
+def one_damaged(path):
+    damaged = sorted((path / "test" / "ship").iterdir())[0]
+    damaged.write_bytes(damaged.read_bytes()[:-30])
+    return f"{damaged}: not an image, or a damaged one"
+
+
+def other_sizes(path):
+    for file in (path / "test").rglob("*.png"):
+        Image.new("RGB", (28, 28)).save(file)
+    return "cifar10/test: images of other sizes than 32x32"
+
+
+@pytest.mark.parametrize("harm", [one_less, one_class_less, other_names, no_test_images, one_damaged, other_sizes])
+def test_image_files_of_cifar_that_are_not_as_they_should_be(pngs, harm):
+    words = harm(pngs)
+    with pytest.raises(DwlthError, match=words) as error:
+        data.load("cifar10", pngs.parent, "content")
+    assert "\n" not in str(error.value)
+
+
+def test_class_folders_named_by_numbers_are_refused_where_they_would_sort_wrongly(tmp_path, monkeypatch):
+    images = write_cifar(tmp_path / "a", datasets.CIFAR100, monkeypatch)
+    write_pngs(images, tmp_path / "cifar100", [str(n) for n in range(100)])  # 0, 1, 10, 11
+    shrink(monkeypatch, "cifar100")
+    with pytest.raises(DwlthError, match="class folders 0, 1, 10 ...: call them by torchvision's names"):
+        data.load("cifar100", tmp_path, "content")
+
+
+@pytest.mark.parametrize("name", ["digits0-4", "digits5-9"])
+def test_the_splits_of_every_seed_are_whole_and_of_one_size(name):
+    everything = lambda task: sorted(
+        (y, x.numpy().tobytes())
+        for split in (task.train, task.val, task.test)
+        for x, y in zip(split.images, split.labels.tolist())
+    )
+    counts = lambda task: [torch.bincount(split.labels).tolist() for split in (task.train, task.val, task.test)]
+    tasks = [data.load(name, seed=seed) for seed in range(6)]
+    for task in tasks[1:]:
+        assert everything(task) == everything(tasks[0]) and counts(task) == counts(tasks[0])
+        assert not torch.equal(task.test.images, tasks[0].test.images)
+
+
+def test_writing_into_a_batch_changes_no_split(device):
+    """`load` gives the same object to every thread."""
+    task = data.load("digits0-4").to(device)
+    before = [tensor.clone() for split in (task.train, task.test) for tensor in (split.images, split.labels)]
+    for augment in (None, Augment(flip=True), Augment("pad"), Augment("resized", size=8, resize=8)):
+        for generator in (None, torch.Generator(device).manual_seed(0)):
+            for split in (task.train, task.test):
+                for images, labels in split.batches(64, generator, augment):
+                    images.zero_()
+                    labels.zero_()
+    after = [tensor for split in (task.train, task.test) for tensor in (split.images, split.labels)]
+    assert all(torch.equal(one, other) for one, other in zip(before, after))
 
 
 def test_batches_are_augmented_where_a_generator_is_given(task):

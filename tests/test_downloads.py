@@ -2,7 +2,6 @@
 
 import hashlib
 import inspect
-import os
 import re
 import sys
 import threading
@@ -11,31 +10,32 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from dwlth import downloads
-from dwlth.downloads import KNOWN, Known, fetch
 from dwlth.errors import DwlthError
+from dwlth.outside import downloads
+from dwlth.outside.downloads import KNOWN, Known, fetch
 
 DATA = bytes(range(256)) * 4096  # 1 MiB
 SHA256 = hashlib.sha256(DATA).hexdigest()
 
 
 class Handler(BaseHTTPRequestHandler):
+    def do_HEAD(self):
+        if not self.server.knows_head:
+            return self.send_error(405)
+        self.begin()
+
     def do_GET(self):
-        server = self.server
-        wanted = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
-        server.ranges.append(wanted and int(wanted[1]))
+        self.server.got += 1
+        if self.begin():
+            self.wfile.write(self.server.data[: self.server.at_most])
+
+    def begin(self):
         if "gone" in self.path:
             return self.send_error(404)
-        start = int(wanted[1]) if wanted and server.knows_ranges else 0
-        if start >= len(server.data) > 0:
-            self.send_response(416)
-            self.send_header("Content-Range", f"bytes */{len(server.data)}")
-            self.send_header("Content-Length", "0")
-            return self.end_headers()
-        self.send_response(206 if wanted and server.knows_ranges else 200)
-        self.send_header("Content-Length", str(len(server.data) - start))
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(self.server.data)))
         self.end_headers()
-        self.wfile.write(server.data[start : start + server.at_most])
+        return True
 
     def log_message(self, *_):
         pass
@@ -44,7 +44,7 @@ class Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def server():
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.data, server.knows_ranges, server.at_most, server.ranges = DATA, True, len(DATA), []
+    server.data, server.knows_head, server.at_most, server.got = DATA, True, len(DATA), 0
     server.url = f"http://127.0.0.1:{server.server_port}/weights/a%20b.pth?dl=1"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
@@ -52,6 +52,11 @@ def server():
     server.shutdown()
     thread.join()
     server.server_close()
+
+
+def left(folder):
+    """The files in a folder, with those that are hidden."""
+    return [path.name for path in folder.rglob("*") if path.is_file()]
 
 
 def refused(words, *args, **how):
@@ -62,34 +67,33 @@ def refused(words, *args, **how):
 
 def test_a_download_gets_its_name_when_it_is_whole_and_is_reused(server, tmp_path):
     path = fetch(server.url, tmp_path / "new", SHA256, len(DATA))
-    assert path == tmp_path / "new" / "a b.pth" and path.read_bytes() == DATA
-    assert os.listdir(tmp_path / "new") == ["a b.pth"]
+    assert path.name == "a b.pth" and path.parent.parent == tmp_path / "new" and path.read_bytes() == DATA
+    assert left(tmp_path) == ["a b.pth"]
     assert fetch(server.url, tmp_path / "new", SHA256[:8].upper()) == path
     assert fetch(server.url, tmp_path / "new") == path
-    assert server.ranges == [None]
+    assert server.got == 1
 
 
-@pytest.mark.parametrize("knows_ranges", [True, False])
-def test_a_broken_download_is_resumed(server, tmp_path, knows_ranges):
-    server.knows_ranges, server.at_most = knows_ranges, 1000
-    refused(r"truncated: 1,000 of 1,048,576 bytes came; the same call goes on from a b.pth.part", server.url, tmp_path)
-    assert os.listdir(tmp_path) == ["a b.pth.part"]
+def test_a_server_that_does_not_tell_the_length_beforehand(server, tmp_path):
+    server.knows_head = False
+    assert fetch(server.url, tmp_path).read_bytes() == DATA
+
+
+def test_two_addresses_with_one_file_name_give_two_files(server, tmp_path):
+    one, other = (server.url.replace("weights", folder) for folder in ("standard", "robust"))
+    first = fetch(one, tmp_path)
+    server.data = DATA[::-1]
+    second = fetch(other, tmp_path)
+    assert first.name == second.name and first.read_bytes() == DATA and second.read_bytes() == DATA[::-1]
+    assert fetch(one, tmp_path) == first and server.got == 2
+
+
+def test_a_download_that_breaks_off_leaves_nothing(server, tmp_path):
+    server.at_most = 1000
+    refused("truncated: 1,000 of 1,048,576 bytes came; the same call begins anew", server.url, tmp_path)
+    assert left(tmp_path) == []
     server.at_most = len(DATA)
-    assert fetch(server.url, tmp_path, SHA256).read_bytes() == DATA
-    assert server.ranges == [None, 1000]
-    assert os.listdir(tmp_path) == ["a b.pth"]
-
-
-def test_a_whole_part_needs_only_its_name(server, tmp_path):
-    (tmp_path / "a b.pth.part").write_bytes(DATA)
-    assert fetch(server.url, tmp_path, SHA256).read_bytes() == DATA
-    assert server.ranges == [len(DATA)]
-
-
-def test_a_part_of_a_longer_file_is_begun_again(server, tmp_path):
-    (tmp_path / "a b.pth.part").write_bytes(DATA + b"more")
-    assert fetch(server.url, tmp_path, SHA256).read_bytes() == DATA
-    assert server.ranges == [len(DATA) + 4, None]
+    assert fetch(server.url, tmp_path).read_bytes() == DATA
 
 
 def test_what_is_wrong_is_said_and_leaves_nothing(server, tmp_path):
@@ -99,15 +103,15 @@ def test_what_is_wrong_is_said_and_leaves_nothing(server, tmp_path):
     refused(r"a%20b.pth.*a web page \(HTML\).*browser", server.url, tmp_path)
     server.data = b""
     refused(r"empty \(0 bytes\)", server.url, tmp_path)
-    refused("the server says 404", server.url.replace("weights", "gone"), tmp_path)
-    assert os.listdir(tmp_path) == []
+    refused("HTTP Error 404", server.url.replace("weights", "gone"), tmp_path)
+    assert left(tmp_path) == []
 
 
 def test_a_file_that_is_here_is_checked_but_never_deleted(server, tmp_path):
-    (tmp_path / "a b.pth").write_bytes(b"other")
+    path = fetch(server.url, tmp_path)
+    path.write_bytes(b"other")
     refused("a b.pth: its sha256 is", server.url, tmp_path, SHA256)
-    assert (tmp_path / "a b.pth").read_bytes() == b"other" and server.ranges == []
-    path = tmp_path / "a b.pth"
+    assert path.read_bytes() == b"other" and server.got == 1
     assert fetch(path, tmp_path / "elsewhere", size=5) == path and not (tmp_path / "elsewhere").exists()
     refused("5 bytes, where 6 should be", path, tmp_path, size=6)
     refused("missing.pth: no such file", tmp_path / "missing.pth", tmp_path)
@@ -115,7 +119,8 @@ def test_a_file_that_is_here_is_checked_but_never_deleted(server, tmp_path):
 
 def test_a_server_that_is_not_there(server, tmp_path):
     server.server_close()
-    refused("broke off .*goes on from a b.pth.part", server.url, tmp_path)
+    refused("a%20b.pth.dl=1: URLError: .*refused", server.url, tmp_path)
+    assert left(tmp_path) == []
 
 
 @pytest.mark.parametrize(
@@ -134,7 +139,7 @@ def test_wrong_addresses(where, words, tmp_path):
 
 def test_a_wrong_hash_is_said_before_anything_is_fetched(server, tmp_path):
     refused("give 8 to 64 hex digits", server.url, tmp_path, "not a hash")
-    assert server.ranges == []
+    assert server.got == 0
 
 
 def test_torchvisions_names_bring_their_address_and_hash(server, tmp_path, monkeypatch):
@@ -156,12 +161,14 @@ def test_hugging_face(tmp_path, monkeypatch):
 
     def hf_hub_download(repo_id, filename, *, local_dir):
         asked.append((repo_id, filename))
-        (tmp_path / filename).write_bytes(DATA)
+        local_dir.mkdir(exist_ok=True)
+        (local_dir / filename).write_bytes(DATA)
         return str(local_dir / filename)
 
     monkeypatch.setitem(sys.modules, "huggingface_hub", types.SimpleNamespace(hf_hub_download=hf_hub_download))
-    assert fetch("hf:madrylab/some-models/a.ckpt", tmp_path, SHA256) == tmp_path / "a.ckpt"
-    assert asked == [("madrylab/some-models", "a.ckpt")]
+    one = fetch("hf:madrylab/some-models/a.ckpt", tmp_path, SHA256)
+    assert one.name == "a.ckpt" and one.is_relative_to(tmp_path) and asked == [("madrylab/some-models", "a.ckpt")]
+    assert fetch("hf:madrylab/other-models/a.ckpt", tmp_path, SHA256) != one
     # a known file of hearsay size: the error says so, and how to go on
     where = "hf:madrylab/robust-imagenet-models/resnet50_linf_eps4.0.ckpt"
     refused("1,048,576 bytes, where 204,818,947 should be .hearsay: .* its own size and sha256", where, tmp_path)

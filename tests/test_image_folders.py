@@ -10,10 +10,10 @@ from PIL import Image
 from torchvision import datasets, transforms
 
 from dwlth import data
-from dwlth.augment import Augment
-from dwlth.data import Split, Streamed
+from dwlth.data import Split, Streamed, images
+from dwlth.data.augment import Augment
+from dwlth.data.images import read
 from dwlth.errors import DwlthError
-from dwlth.images import read
 
 VIEW = Augment("resized", flip=True, size=24, resize=32)
 
@@ -50,6 +50,16 @@ def test_small_images_are_those_of_torchvisions_imagefolder(tmp_path):
     normal = dataset.train.images.double() / 255
     assert dataset.mean == pytest.approx(normal.mean((0, 2, 3)).tolist())
     assert dataset.std == pytest.approx(normal.std((0, 2, 3), correction=0).tolist())
+
+
+def test_nested_folders_and_hidden_files_are_listed_as_torchvision_does(tmp_path):
+    path = tree(tmp_path / "set")
+    tree(path / "ant", per_class=2, classes=("b", "a"))
+    wanted = datasets.ImageFolder(path).samples
+    (path / "bee" / ".hidden").write_text("no image")
+    (path / ".cache").mkdir()
+    classes, paths, labels = images.tree(path)
+    assert (classes, list(zip(paths, labels))) == (["ant", "bee"], wanted)
 
 
 def test_splits_do_not_depend_on_the_place_or_the_order_of_writing(tmp_path):
@@ -229,6 +239,11 @@ def test_refuses_a_folder_that_is_no_dataset(tmp_path, harm):
     with pytest.raises(DwlthError, match=words) as error:
         data.load(f"folder:{tmp_path / 'set'}")
     assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_file_that_has_gone_is_not_called_damaged(tmp_path):
+    with pytest.raises(DwlthError, match="gone.png: no such file"):
+        read(str(tmp_path / "gone.png"))
 
 
 def test_says_where_imagenet_goes(tmp_path):

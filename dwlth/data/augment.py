@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dwlth.errors import DwlthError
+from dwlth.errors import check
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -41,15 +41,14 @@ class Augment:
     """Width by height of the crop of `resized` (torchvision's default)."""
 
     def __post_init__(self):
-        if self.crop not in ("none", "pad", "resized"):
-            raise DwlthError(f"augment: crop is {self.crop!r}, not one of none, pad, resized")
-        if self.padding < 0 or not 1 <= self.size <= self.resize:
-            raise DwlthError(
-                f"augment: padding {self.padding}, size {self.size}, resize {self.resize}: "
-                "give padding >= 0 and 1 <= size <= resize"
-            )
-        if not 0 < self.scale[0] <= self.scale[1] <= 1 or not 0 < self.ratio[0] <= self.ratio[1]:
-            raise DwlthError(f"augment: scale {self.scale}, ratio {self.ratio}: give (low, high), above 0, scale <= 1")
+        for name, right, what in (
+            ("crop", self.crop in ("none", "pad", "resized"), "none, pad or resized"),
+            ("padding", self.padding >= 0, "0 or more"),
+            ("size", 1 <= self.size <= self.resize, f"1 or more and at most resize, {self.resize}"),
+            ("scale", 0 < self.scale[0] <= self.scale[1] <= 1, "(low, high), above 0 and at most 1"),
+            ("ratio", 0 < self.ratio[0] <= self.ratio[1], "(low, high), above 0"),
+        ):
+            check(f"augment: {name}", getattr(self, name), right, what)
 
     def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """The views (float [n, C, h, w] in [0, 1]) of a batch (uint8 [n, C, H, W]): random ones with a generator, which

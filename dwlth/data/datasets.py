@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 
 from dwlth.data.augment import Augment
 from dwlth.data.images import decode, read, tree
-from dwlth.errors import DwlthError
+from dwlth.errors import DwlthError, check
 
 MEAN_STD = {  # of pixels in [0, 1], red, green, blue
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),  # reference code
@@ -35,7 +35,10 @@ MEAN_STD = {  # of pixels in [0, 1], red, green, blue
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Images (uint8 [N, C, H, W]) and their labels (int64 [N]), on one device."""
+    """Images (uint8 [N, C, H, W]) and their labels (int64 [N]), on one device.
+
+    Threads share it (`load` gives the same one to all), so nothing may write into it; `batches` are copies.
+    """
 
     images: Tensor
     labels: Tensor
@@ -64,7 +67,7 @@ class Split:
         for start in range(0, len(self), size):
             part = slice(start, start + size)
             if order is None:
-                yield augment(self.images[part], generator), self.labels[part]
+                yield augment(self.images[part], generator), self.labels[part].clone()  # the split is shared
             else:  # index_select copies whole images, indexing pixel by pixel
                 pick = order[part]
                 yield augment(self.images.index_select(0, pick), generator), self.labels[pick]
@@ -185,8 +188,7 @@ def subset(labels: Tensor, fraction: float, how: str, seed: int = 0, allow_empty
     """
     if how == "balanced":
         return balanced_subset(labels, fraction, seed)
-    if how not in ("first", "random"):
-        raise DwlthError(f"subset of the training data is {how!r}, not one of first, random, balanced")
+    check("subset of the training data", how, how in ("first", "random"), "first, random or balanced")
     _check_fraction(fraction)
     total = len(labels)
     count = int(fraction * total + 1e-6)  # the reference code's int(), but 0.29 of 100 is 29
@@ -221,8 +223,7 @@ def balanced_subset(labels: Tensor, fraction: float, seed: int) -> list[int]:
 
 
 def _check_fraction(fraction: float) -> None:
-    if not 0 < fraction <= 1:
-        raise DwlthError(f"fraction of the training data is {fraction}: give a number above 0 and at most 1")
+    check("fraction of the training data", fraction, 0 < fraction <= 1, "a number above 0 and at most 1")
 
 
 @dataclass(frozen=True)
@@ -297,9 +298,9 @@ def load(name: str, root: str | Path = "data", order: str = "given", seed: int =
 
 def fetch(name: str, root: str | Path) -> None:
     """Have torchvision download a dataset that it knows and that is not on disk; a failure is left for `load` to
-    report."""
+    report. What is there is not looked at."""
     entry = DATASETS.get(name)
-    if entry and entry.download and not (Path(root) / name / "train").is_dir():
+    if entry and entry.download and not (Path(root) / name / "train").is_dir() and _absent(name, Path(root)):
         with contextlib.suppress(DwlthError):
             _torchvision(name, Path(root))
 
@@ -357,11 +358,18 @@ def _image_files(name: str, path: Path) -> tuple[Split, Split]:
     splits = []
     entry = DATASETS[name]
     for part, size in (("train", sum(entry.sizes[:2])), ("test", entry.sizes[2])):
+        if not (path / part).is_dir():
+            raise DwlthError(f"{path / part}: no such folder: put the images there as {part}/CLASS/*")
         classes, paths, labels = tree(path / part)
         found, right = (len(paths), len(classes)), (size, _number(entry.classes))
         if found != right:
             raise DwlthError(
                 f"{path / part}: {found[0]} images of {found[1]} classes, but {name} has {right[0]} of {right[1]}"
+            )
+        names = entry.classes if isinstance(entry.classes, tuple) else None
+        if (tuple(classes) != names) if names else classes[0].isdigit():  # numbers sort as 0, 1, 10
+            raise DwlthError(
+                f"{path / part}: class folders {', '.join(classes[:3])} ...: call them by torchvision's names"
             )
         images = decode(np.array(paths))
         if images is None or images.shape[1:] != (3, 32, 32):
@@ -371,26 +379,49 @@ def _image_files(name: str, path: Path) -> tuple[Split, Split]:
 
 
 def _torchvision(name: str, root: Path) -> tuple[Split, Split]:
-    """The official training and test images in torchvision's order, downloaded by it where they are missing."""
+    """The official training and test images in torchvision's order, downloaded by it where a file is absent."""
     from torchvision import datasets
 
-    kind = getattr(datasets, name.upper())
+    kind, absent = getattr(datasets, name.upper()), _absent(name, root)
     svhn = name == "svhn"
 
     def official(part: str) -> Split:
-        got = kind(root, download=True, **({"split": part} if svhn else {"train": part == "train"}))
+        part_of = {"split": part} if svhn else {"train": part == "train"}
+        got = kind(root, download=bool(absent), **part_of)  # compares the files with their hashes
         images, labels = (got.data, got.labels) if svhn else (got.data.transpose(0, 3, 1, 2), got.targets)
         return Split(torch.from_numpy(np.ascontiguousarray(images)), torch.as_tensor(labels))
 
     try:
         return official("train"), official("test")
     except Exception as error:  # torchvision and the network raise many kinds
+        for path, md5 in _files_of(name, root).items():
+            if path.exists() and (found := hashlib.md5(path.read_bytes()).hexdigest()) != md5:
+                raise DwlthError(
+                    f"{path}: damaged: its MD5 is {found}, where {md5} should be: remove it, and it is downloaded again"
+                ) from None
         why = str(error).partition("\n")[0] or type(error).__name__
+        if not absent:
+            raise DwlthError(f"{name}: cannot be read from {root}: {why}") from None
         what = "train_32x32.mat and test_32x32.mat" if svhn else f"{kind.base_folder}/"
         url = os.path.dirname(kind.split_list["train"][0]) if svhn else kind.url
         raise DwlthError(
-            f"{name}: not in {root}, or not sound, and cannot be downloaded ({why}): put {what} of {url} into {root}"
+            f"{name}: {absent[0]} is not there, and cannot be downloaded ({why}): put {what} of {url} into {root}"
         ) from None
+
+
+def _files_of(name: str, root: Path) -> dict[Path, str]:
+    """The files of torchvision's CIFAR or SVHN, with their MD5."""
+    from torchvision import datasets
+
+    kind = getattr(datasets, name.upper())
+    if name == "svhn":
+        return {root / kind.split_list[part][1]: kind.split_list[part][2] for part in ("train", "test")}
+    files = [*kind.train_list, *kind.test_list, (kind.meta["filename"], kind.meta["md5"])]
+    return {root / kind.base_folder / file: md5 for file, md5 in files}
+
+
+def _absent(name: str, root: Path) -> list[Path]:
+    return [path for path in _files_of(name, root) if not path.exists()]
 
 
 def _folder(name: str, path: Path) -> Dataset:

@@ -20,28 +20,31 @@ SMALL_SIDE, SMALL_BYTES = 64, 4 * 2**30
 
 
 def tree(folder: Path) -> tuple[list[str], list[str], list[int]]:
-    """The classes of a folder of class folders; its files and their labels, in an order that is the same on every
-    machine: by class, then by path. Hidden files are left out.
+    """The classes of a folder of class folders; its files and their labels, as torchvision's ImageFolder lists them, in
+    an order that is the same on every machine: by class, then by path. Hidden files are left out.
 
     Raises:
         DwlthError: for fewer than two classes, for an empty one, and for a file that is no image by its name.
     """
-    from torchvision.datasets.folder import IMG_EXTENSIONS
+    from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
+
+    def is_image(path: str) -> bool:
+        hidden = os.path.basename(path).startswith(".")
+        if not hidden and not path.lower().endswith(IMG_EXTENSIONS):
+            raise DwlthError(f"{path}: not an image by its name ({', '.join(IMG_EXTENSIONS)}): remove it")
+        return not hidden
 
     classes = sorted(item.name for item in os.scandir(folder) if item.is_dir() and not item.name.startswith("."))
     if len(classes) < 2:
         raise DwlthError(f"{folder}: {len(classes)} class folders: put there two or more, each with its images")
-    paths, labels = [], []
-    for label, class_ in enumerate(classes):
-        walk = os.walk(folder / class_, followlinks=True)
-        found = sorted(f"{where}/{name}" for where, _, names in walk for name in names if not name.startswith("."))
-        if not found:
-            raise DwlthError(f"{folder / class_}: a class without images: put some there, or remove the folder")
-        for path in found:
-            if not path.lower().endswith(IMG_EXTENSIONS):
-                raise DwlthError(f"{path}: not an image by its name ({', '.join(IMG_EXTENSIONS)}): remove it")
-        paths += found
-        labels += [label] * len(found)
+    numbers = {class_: label for label, class_ in enumerate(classes)}
+    files = make_dataset(folder, numbers, is_valid_file=is_image, allow_empty=True)
+    paths, labels = [path for path, _ in files], [label for _, label in files]
+    empty = set(numbers.values()) - set(labels)
+    if empty:
+        raise DwlthError(
+            f"{folder / classes[min(empty)]}: a class without images: put some there, or remove the folder"
+        )
     return classes, paths, labels
 
 
@@ -50,7 +53,7 @@ def read(path: str) -> "Image":
     torchvision's ImageFolder does), and of 16 bits the upper 8 kept.
 
     Raises:
-        DwlthError: for a file that is damaged or no image, or whose range of values is not known.
+        DwlthError: for a file that is absent, damaged or no image, or whose range of values is not known.
     """
     from PIL import Image
 
@@ -66,6 +69,8 @@ def read(path: str) -> "Image":
             if image.mode in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"):
                 return image.convert("RGB")
             mode = f"mode {image.mode} in {image.format}"
+    except FileNotFoundError:
+        raise DwlthError(f"{path}: no such file") from None
     except Exception as error:  # PIL raises many kinds
         raise DwlthError(f"{path}: not an image, or a damaged one ({error})") from None
     raise DwlthError(f"{path}: pixels of {mode}: convert it to 8 bits, or to a 16-bit PNG")

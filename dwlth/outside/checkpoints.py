@@ -2,22 +2,25 @@
 
 | kind | whose | how it looks inside |
 |---|---|---|
-| `torchvision` | torchvision's weights | bare names, `conv1.weight` ... `fc.bias` |
-| `robust-imagenet` | Salman et al., 2020 | `model`: `module.model.*`, a normaliser, a copy in `module.attacker.*` |
-| `fast-at` | Wong et al., 2020 | `state_dict`: `module.*`, no normaliser |
-| `robustness` | MadryLab's library | `model` or `state_dict`: `module.model.*` |
 | `reference-ticket` | the paper's code | `*.weight_orig` and `*.weight_mask`, as `torch.nn.utils.prune` names them |
+| `robust-imagenet` | Salman et al., 2020 | `model`, with all that MadryLab's library writes, and 1000 classes |
+| `robustness` | MadryLab's library | its normaliser (`new_mean`), or `module.model.*` in `model` or `state_dict` |
+| `fast-at` | Wong et al., 2020 | `state_dict`, with the prefix `module.` and no normaliser |
+| `torchvision` | torchvision's weights | nothing but bare names (`conv1.weight` ...); 7x7 stem, 1000 classes |
+| `unknown` | anyone else | one whole network in any other way |
 
-Salman et al. trained with MadryLab's library, so files of both can look alike: a network of 1000 classes with all that
-the library writes today is called `robust-imagenet`, any other of its files `robustness`. `fast-at` is also what
-PyTorch's ImageNet example writes.
+The first line that fits counts. Salman et al. trained with MadryLab's library, which writes a normaliser and a second
+copy of the network (`module.attacker.model.*`). PyTorch's ImageNet example writes what `fast-at` looks like. A kind is
+a guess at the origin, for people to read: nothing else depends on it.
 """
 
+import argparse
 import collections
 import pickle
 import pickletools
 import re
 import warnings
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +40,8 @@ from dwlth.outside.downloads import first_line, refuse_page
 State = dict[str, Tensor]
 
 NETWORKS = ("resnet18", "resnet50")
+ENTRIES = ("model", "state_dict", "net", "params", "weights")  # where a file keeps its network; the first one counts
+ZEROS = 0.01  # a larger part of exact zeros is no accident
 STEMS = {(64, 3, 7, 7): "7x7", (64, 3, 3, 3): "3x3"}
 MARK = "layer1.0.conv1.weight"  # once in every ResNet: what stands before it is a prefix
 COUNTER = "num_batches_tracked"  # files of old have none, and nothing depends on it
@@ -56,7 +61,7 @@ class Checkpoint:
     kind: str
     """One of the table above."""
     state: State
-    """Under torchvision's names, on the CPU. Of a ticket, the weights before masking."""
+    """Under torchvision's names, on the CPU, in float32. Of a ticket, the weights before masking."""
     network: str
     """resnet18 or resnet50."""
     stem: str
@@ -82,8 +87,9 @@ def read(path: str | Path, unsafe: bool = False) -> Checkpoint:
             whatever code it holds.
 
     Raises:
-        DwlthError: if the file is missing, empty, a web page, truncated, needs `unsafe`, or holds anything but one
-            whole network, equal copies of it, and the normaliser that belongs to it.
+        DwlthError: if the file is missing, empty, a web page, truncated, damaged, needs `unsafe`, or holds anything
+            but one whole network, equal copies of it, and the normaliser that belongs to it; and if a weight is no
+            number (an integer, NaN, infinite) or a running variance negative.
     """
     path = Path(path)
     content = _load(path, unsafe)
@@ -92,6 +98,7 @@ def read(path: str | Path, unsafe: bool = False) -> Checkpoint:
     masks = {name.removesuffix("_mask"): state.pop(name) for name in list(state) if name.endswith(".weight_mask")}
     state = {name.removesuffix("_orig"): tensor for name, tensor in state.items()}
     network, stem, classes = _verify(path, state)
+    state, types = _float32(path, state)
     # the reference code puts the downstream normaliser in front of what it transfers: nn.Sequential(normalize, net)
     known = (IMAGENET, *DOWNSTREAM) if masks and prefix.endswith("1.") else (IMAGENET,)
     mean, std = _constants(path, normaliser, known)
@@ -100,21 +107,29 @@ def read(path: str | Path, unsafe: bool = False) -> Checkpoint:
         init = _unwrap(path, _tensors(path, content["init"], "init"))[1]
         if _verify(path, init)[:2] != (network, stem):
             raise DwlthError(f"{path}: its init is not the {network} with the {stem} stem that its state_dict is")
+        init, _ = _float32(path, init)
 
     library = any(name.endswith("new_mean") for name in normaliser)  # what MadryLab's library calls it
     if masks:
         kind = "reference-ticket"
     elif library and entry == "model" and any("attacker" in copy for copy in copies) and classes == 1000:
         kind = "robust-imagenet"
-    elif library or prefix.endswith("model."):
+    elif library or (entry in ("model", "state_dict") and prefix == "module.model."):
         kind = "robustness"
+    elif entry == "state_dict" and prefix == "module." and not normaliser:
+        kind = "fast-at"
+    elif (entry, prefix, stem, classes) == ("", "", "7x7", 1000) and not normaliser:
+        kind = "torchvision"
     else:
-        kind = "fast-at" if entry == "state_dict" and prefix == "module." else "torchvision"
+        kind = "unknown"
 
     ignored = [repr(name) for name in content if name not in (entry, "init" if init else "")] if entry else []
     notes = [f"state dict in {entry!r}"] * bool(entry) + [f"prefix {prefix!r} removed"] * bool(prefix)
     notes += [f"copy in {copy!r} equal, and ignored" for copy in copies]
     notes += [f"ignored {', '.join(ignored)}"] * bool(ignored)
+    notes += [f"weights in {', '.join(types)}, loaded as float32"] * bool(types)
+    if not masks:
+        notes += _zeros(path, state)
     mask = _mask(path, masks, state, network) if masks else None
     return Checkpoint(kind, state, network, stem, classes, mean, std, mask, init, tuple(notes))
 
@@ -143,9 +158,14 @@ def load_into(net: nn.Module, state: Mapping[str, Tensor], file: str | Path, own
     net.load_state_dict(kept, strict=False)  # checked above; strict would ask for the counters
 
 
-def write_reference_ticket(path: str | Path, state: Mapping[str, Tensor], mask: Mapping[str, Tensor]) -> None:
+def write_reference_ticket(
+    path: str | Path, state: Mapping[str, Tensor], mask: Mapping[str, Tensor], legacy: bool = False
+) -> None:
     """A ticket as the reference code reads it (`--tickets_file`): `read` gives back the same state and mask, and a
-    network under `torch.nn.utils.prune` loads its `state_dict` strictly.
+    network under `torch.nn.utils.prune` loads its `state_dict` strictly. `init`, the weights it rewinds to, is `state`.
+
+    Args:
+        legacy: as in `write`.
 
     Raises:
         DwlthError: if the mask is not that of all convolutions in `state`.
@@ -157,7 +177,14 @@ def write_reference_ticket(path: str | Path, state: Mapping[str, Tensor], mask: 
         weights[f"{name}_orig" if name in mask else name] = tensor.detach().cpu()
         if name in mask:
             weights[f"{name}_mask"] = mask[name].float().cpu()  # float, as torch.nn.utils.prune has it
-    files.write(Path(path), lambda beside: torch.save({"state_dict": weights}, beside))
+    init = {name: tensor.detach().cpu() for name, tensor in state.items()}
+    write(path, {"state_dict": weights, "init": init}, legacy)
+
+
+def write(path: str | Path, content: Mapping[str, Any], legacy: bool = False) -> None:
+    """A file of `torch.save`; `legacy`: in the format of before torch 1.6, for the reference code's torch 1.5."""
+    zipped = {"_use_new_zipfile_serialization": not legacy}
+    files.write(Path(path), lambda beside: torch.save(content, beside, **zipped))
 
 
 def describe(path: str | Path, unsafe: bool = False) -> str:
@@ -181,8 +208,11 @@ def _load(path: Path, unsafe: bool) -> Any:
     safetensors = head[8:10] == b'{"'  # after the length of its header
     if not safetensors and not head.startswith(b"PK") and LEGACY not in head[:32]:
         raise DwlthError(f"{path}: no file of torch.save or safetensors: it begins with {head[:12]!r}")
+    if head.startswith(b"PK"):
+        _check_zip(path)
     try:
-        return load_file(path) if safetensors else torch.load(path, "cpu", weights_only=True)
+        with torch.serialization.safe_globals([argparse.Namespace]):  # plain settings, which many programs save along
+            return load_file(path) if safetensors else torch.load(path, "cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if _cut_short(path):
             raise DwlthError(f"{path}: truncated: it ends inside a pickle") from None
@@ -203,6 +233,17 @@ def _load(path: Path, unsafe: bool) -> Any:
         raise DwlthError(f"{path}: truncated, or no checkpoint: {first_line(error)}") from None
 
 
+def _check_zip(path: Path) -> None:
+    """Raise where a checksum is wrong: torch does not look at them. It can write files without any; those pass."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            wrong = archive.testzip() if any(item.CRC for item in archive.infolist()) else None
+    except Exception as error:  # damage has many kinds
+        raise DwlthError(f"{path}: truncated, or no checkpoint: {first_line(error)}") from None
+    if wrong:
+        raise DwlthError(f"{path}: damaged: the checksum (CRC) of {wrong} in it is wrong; fetch the file again")
+
+
 def _cut_short(path: Path) -> bool:
     """Whether a file of before torch 1.6 ends inside one of its five pickles, which are walked but not run."""
     with path.open("rb") as file:
@@ -220,7 +261,7 @@ def _state_dict(path: Path, content: Any) -> tuple[str, State]:
     """The state dict, and the name of its entry ("" where it is the whole content)."""
     if not isinstance(content, Mapping) or not content:
         raise DwlthError(f"{path}: unknown content: a {type(content).__name__}, where a dict of tensors should be")
-    for entry in ("model", "state_dict"):
+    for entry in ENTRIES:
         if isinstance(content.get(entry), Mapping):
             return entry, _tensors(path, content[entry], entry)
     return "", _tensors(path, content, "the file")
@@ -267,6 +308,35 @@ def _verify(path: Path, state: State) -> tuple[str, str, int]:
     network = min(NETWORKS, key=lambda network: len(wanted[network].keys() ^ state.keys()))
     _compare(path, state, wanted[network], f" of a {network}")
     return network, stem, classes
+
+
+def _float32(path: Path, state: State) -> tuple[State, list[str]]:
+    """The state in float32, and which other types its tensors had; counters stay as they are."""
+    floats, types = dict(state), set()
+    for name, tensor in state.items():
+        if name.endswith(COUNTER):
+            continue
+        if not tensor.is_floating_point():
+            raise DwlthError(f"{path}: {name} is {tensor.dtype}, where floating-point numbers should be")
+        types.add(str(tensor.dtype).removeprefix("torch."))
+        floats[name] = tensor = tensor.float()
+        wrong = int((~tensor.isfinite()).sum())
+        if wrong:
+            raise DwlthError(f"{path}: {wrong:,} of the {tensor.numel():,} numbers of {name} are NaN or infinite")
+        if name.endswith("running_var") and (tensor < 0).any():
+            raise DwlthError(f"{path}: the least number of {name} is {tensor.min():g}, where 0 or more should be")
+    return floats, sorted(types - {"float32"})
+
+
+def _zeros(path: Path, state: State) -> list[str]:
+    """A note, and a warning, where many convolution weights are exactly 0: training a dense network leaves none."""
+    weights = [tensor for tensor in state.values() if tensor.dim() == 4]
+    part = sum(int((weight == 0).sum()) for weight in weights) / sum(weight.numel() for weight in weights)
+    if part <= ZEROS:
+        return []
+    note = f"{part:.2%} of its convolution weights are exactly 0, without a mask: a pruned network, made permanent?"
+    warnings.warn(f"{path}: {note}", stacklevel=3)
+    return [note]
 
 
 def _skeleton(network: str, classes: int, stem: str | None = "7x7") -> nn.Module:

@@ -1,20 +1,19 @@
-"""Files from elsewhere: fetched once, resumed where they broke off, and checked before they get their name."""
+"""Files from elsewhere: fetched once, by torch or huggingface_hub, and checked before they get their name."""
 
+import contextlib
 import hashlib
 import re
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
-from urllib.error import HTTPError
 from urllib.parse import unquote, urlsplit
 from urllib.request import Request, urlopen
 
-from tqdm.auto import tqdm
+import torch
 
+from dwlth import files
 from dwlth.errors import DwlthError
-
-CHUNK = 1 << 20  # bytes
-TIMEOUT = 60  # seconds without a byte
+from dwlth.runs import digest
 
 
 @dataclass(frozen=True)
@@ -40,8 +39,9 @@ Wong et al.'s weights lie in a Google Drive folder, which gives web pages to pro
 
 
 def fetch(where: str | Path, folder: str | Path, sha256: str = "", size: int | None = None) -> Path:
-    """The file at `where`, in `folder` (a local file stays where it is). A file that is there already is checked and
-    reused; a download that broke off leaves NAME.part, and the next call goes on from there.
+    """The file at `where`, in a folder of its own in `folder`, which is named by a hash of `where`: two addresses with
+    one file name get two files. A local file stays where it is. A file that is there already is checked and reused. A
+    download that breaks off leaves nothing, and the next call begins anew (but huggingface_hub resumes its own).
 
     Args:
         where: a local path, an http(s) URL, `hf:owner/repo/filename` (Hugging Face), or a member of torchvision's
@@ -57,24 +57,18 @@ def fetch(where: str | Path, folder: str | Path, sha256: str = "", size: int | N
     if not re.fullmatch(r"([0-9a-f]{8,64})?", known.sha256):
         raise DwlthError(f"sha256 is {sha256!r}: give 8 to 64 hex digits")
     if where.startswith("hf:"):
-        path = _hugging_face(where, folder)
+        path = _hugging_face(where, folder / digest(where))
     elif where.startswith("torchvision:"):
         url = _torchvision(where)
         in_name = re.search(r"-([0-9a-f]{8,})\.", url)  # resnet50-0676ba61.pth
         return fetch(url, folder, known.sha256 or (in_name[1] if in_name else ""), known.size)
     elif where.startswith(("http://", "https://")):
-        path = folder / Path(unquote(urlsplit(where).path)).name
-        if path == folder:
+        name = Path(unquote(urlsplit(where).path)).name
+        if not name:
             raise DwlthError(f"{where}: this address names no file")
+        path = folder / digest(where) / name
         if not path.exists():
-            part = path.with_name(path.name + ".part")
-            _download(where, part)
-            try:
-                check(part, known, where)
-            except DwlthError:
-                part.unlink()  # complete but wrong: there is nothing to go on from
-                raise
-            part.replace(path)
+            files.write(path, lambda beside: _download(where, beside, known))
             return path
     elif "://" in where:
         raise DwlthError(f"{where}: give a path, an http(s) address, hf:owner/repo/filename or torchvision:NAME")
@@ -95,12 +89,9 @@ def check(path: Path, known: Known, name: str) -> None:
     if known.size not in (None, size):
         raise DwlthError(f"{name}: {size:,} bytes, where {known.size:,} should be{hearsay}")
     if known.sha256:
-        digest = hashlib.sha256()
-        with path.open("rb") as file:
-            while chunk := file.read(CHUNK):
-                digest.update(chunk)
-        if not digest.hexdigest().startswith(known.sha256):
-            raise DwlthError(f"{name}: its sha256 is {digest.hexdigest()}, where {known.sha256} should be{hearsay}")
+        found = hashlib.sha256(path.read_bytes()).hexdigest()
+        if not found.startswith(known.sha256):
+            raise DwlthError(f"{name}: its sha256 is {found}, where {known.sha256} should be{hearsay}")
 
 
 def refuse_page(path: Path, name: str = "") -> bytes:
@@ -122,38 +113,19 @@ def first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {error}".strip().splitlines()[0]
 
 
-def _download(url: str, part: Path) -> None:
-    """Fetch `url` into `part`, from where it ends; what came stays there if the connection breaks."""
-    part.parent.mkdir(parents=True, exist_ok=True)
-    start = part.stat().st_size if part.exists() else 0
-    request = Request(url, headers={"User-Agent": "dwlth"} | ({"Range": f"bytes={start}-"} if start else {}))
+def _download(url: str, path: Path, known: Known) -> None:
+    """Fetch `url` into `path`, and check it."""
+    length = 0  # as the server says beforehand; torch does not compare
+    with contextlib.suppress(OSError, HTTPException), urlopen(Request(url, method="HEAD"), timeout=60) as response:
+        length = int(response.headers.get("Content-Length", 0))
     try:
-        with urlopen(request, timeout=TIMEOUT) as response:
-            # 206: the rest follows; any other success: the server knows no ranges, and sends everything again
-            start = start if response.status == 206 else 0
-            length = response.headers.get("Content-Length")
-            total = start + int(length) if length else None
-            with (
-                part.open("ab" if start else "wb") as file,
-                tqdm(desc=part.stem, initial=start, total=total, unit="B", unit_scale=True) as bar,
-            ):
-                while chunk := response.read(CHUNK):
-                    file.write(chunk)
-                    bar.update(len(chunk))
-    except HTTPError as error:
-        if error.code == 416 and start:  # nothing lies beyond: it is complete, or of another file
-            size = re.fullmatch(r"bytes \*/(\d+)", error.headers.get("Content-Range", ""))
-            if size and int(size[1]) == start:
-                return
-            part.unlink()
-            return _download(url, part)
-        raise DwlthError(f"{url}: the server says {error.code} {error.reason}") from None
+        torch.hub.download_url_to_file(url, str(path))
     except (OSError, HTTPException) as error:
-        raise DwlthError(f"{url}: broke off ({error}); the same call goes on from {part.name}") from None
-    if total is not None and part.stat().st_size < total:
-        raise DwlthError(
-            f"{url}: truncated: {part.stat().st_size:,} of {total:,} bytes came; the same call goes on from {part.name}"
-        )
+        raise DwlthError(f"{url}: {first_line(error)}") from None
+    size = path.stat().st_size
+    if size < length:
+        raise DwlthError(f"{url}: truncated: {size:,} of {length:,} bytes came; the same call begins anew")
+    check(path, known, url)
 
 
 def _torchvision(where: str) -> str:
