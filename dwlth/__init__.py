@@ -32,3 +32,11 @@ The folders beside them have one duty each, and the method can be read without t
 """
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str):
+    if name == "Experiment":  # late: it brings pandas and matplotlib
+        from dwlth.experiment import Experiment
+
+        return Experiment
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

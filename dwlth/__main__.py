@@ -11,8 +11,6 @@ from concurrent.futures import BrokenExecutor
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from dwlth import presets, verdict
 from dwlth.errors import DwlthError, NotYet
 from dwlth.outside import tickets
@@ -114,7 +112,6 @@ def _select(args) -> tuple[Folder, list[Run]]:
         and (not getattr(args, "stage", None) or run.stage in args.stage)
     ]
     device, args.workers = machine.this_machine(args.device, args.workers)
-    torch.set_num_threads(machine.threads(args.workers))
     return replace(folder, device=device), runs
 
 

@@ -19,14 +19,14 @@ WIDGET = "application/vnd.jupyter.widget-view+json"
 
 def clean(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     """Drop widgets' state, which GitHub may refuse to show, and widgets' views, which are nothing without it: a cell
-    that ends with a widget keeps its text, a progress bar keeps nothing. Drop papermill's notes and times."""
+    shows widgets of ours keeps their text, a progress bar keeps nothing. Drop papermill's notes and times."""
     notebook.metadata = {key: notebook.metadata[key] for key in ("kernelspec",)} | {"language_info": {"name": "python"}}
     for cell in notebook.cells:
         cell.metadata = {"tags": tags} if (tags := cell.metadata.get("tags")) else {}
         if cell.cell_type != "code":
             continue
-        bar = lambda output: output.output_type == "display_data" and WIDGET in output.data
-        cell.outputs = [output for output in cell.outputs if not bar(output)]
+        ours = lambda output: WIDGET not in output.get("data", {}) or output.data["text/plain"].startswith("(widgets")
+        cell.outputs = [output for output in cell.outputs if ours(output)]
         for output in cell.outputs:
             output.get("data", {}).pop(WIDGET, None)
     return notebook

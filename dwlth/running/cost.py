@@ -4,8 +4,6 @@ import time
 from collections.abc import Callable
 from functools import cache, partial
 
-import torch
-
 from dwlth import data, models
 from dwlth.attacks import Attack
 from dwlth.data import Augment
@@ -13,6 +11,7 @@ from dwlth.evaluation import evaluate
 from dwlth.presets import Preset
 from dwlth.recipe import Given, Recipe
 from dwlth.results import Folder
+from dwlth.running.machine import torch_threads
 from dwlth.runs import Run
 from dwlth.training import fit_members
 
@@ -47,12 +46,8 @@ def estimate(folder: Folder, runs: list[Run], threads: int = 0) -> dict[Run, flo
         validations = sum(map(recipe.validates, range(recipe.epochs)))
         return seconds + validations * len(task.val) * test(task, recipe.validation, recipe)
 
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads or before)
-    try:
+    with torch_threads(threads):
         return {run: cost(run) for run in runs}
-    finally:
-        torch.set_num_threads(before)
 
 
 def passes(folder: Folder, run: Run) -> float:

@@ -22,7 +22,7 @@ from dwlth.presets import Preset
 from dwlth.recipe import Given
 from dwlth.results import Folder
 from dwlth.running.cost import duration, estimate, passes
-from dwlth.running.machine import processes, threads
+from dwlth.running.machine import processes, threads, torch_threads
 from dwlth.runs import STAGES, Run
 from dwlth.sources import pretrain
 from dwlth.tickets import imp_round
@@ -57,6 +57,7 @@ def complete(
     minutes: float = 10.0,
     workers: int = 1,
     on_epoch: Callable[[Run, dict | None], bool | None] | None = None,
+    by_hand: str = "",
     command: str = "dwlth.running.grid.complete",
 ) -> pd.DataFrame:
     """Do what is left of `runs`, with a progress bar, and return the table; at once where nothing is left.
@@ -67,6 +68,8 @@ def complete(
         workers: processes; one does the work here.
         on_epoch: called with the run under way and each new row of its history, before the first with None; returns
             True to stop there. One worker only.
+        by_hand: the command that does these runs, for the error; by default that of the preset's name.
+        command: for the records.
 
     Raises:
         NotYet: where the estimate is higher; it says the cost, and the command for a larger machine.
@@ -75,12 +78,12 @@ def complete(
         folder = replace(folder, preset=replace(folder.preset, keep_networks=True))
     todo = left(folder, runs, files)
     if todo:
-        seconds = sum(estimate(folder, todo, threads(workers)).values()) / workers
+        seconds = sum(estimate(folder, todo, threads(workers, folder.preset.together > 1)).values()) / workers
         if seconds > 60 * minutes:
             raise NotYet(
                 f"{len(todo)} runs are left, about {duration(seconds)} here ({folder.device}, {workers} at a time); "
-                f"more than {minutes:g} minutes are not begun here. `python -m dwlth run {folder.preset.name}` does "
-                "them, and can be stopped and resumed"
+                f"more than {minutes:g} minutes are not begun here. "
+                f"`{by_hand or f'python -m dwlth run {folder.preset.name}'}` does them, and can be stopped and resumed"
             )
         ends = run_all(folder, todo, workers, command=command, on_epoch=on_epoch)
         for failed in (run for run, end in ends.items() if end == "failed"):
@@ -92,7 +95,7 @@ def plan(folder: Folder, runs: list[Run], workers: int = 1) -> str:
     """Of each stage, how many of `runs` are done and left, the time that those that are done took, and what is left
     costs on this machine; the published datasets need not be on disk."""
     todo = left(folder, runs)
-    spent, to_come = folder.seconds(), estimate(folder, todo, threads(workers))
+    spent, to_come = folder.seconds(), estimate(folder, todo, threads(workers, folder.preset.together > 1))
     lines = {}
     for stage in (stage for stage in STAGES if any(run.stage == stage for run in runs)):
         done = [run for run in runs if run.stage == stage and run not in to_come]
@@ -128,10 +131,13 @@ def run_all(
     for name in {run.downstream or folder.preset.upstream for run in runs}:
         fetch(name, folder.data)  # before several processes do it at once
     work = partial(execute, folder, deadline, command, workers == 1, on_epoch=on_epoch)
+    each = threads(workers, folder.preset.together > 1)
     with ExitStack() as stack:
         executor = None
         if runs and workers > 1:
-            executor = stack.enter_context(processes(workers, threads(workers)))
+            executor = stack.enter_context(processes(workers, each))
+        else:
+            stack.enter_context(torch_threads(each))
         weight = partial(passes, folder)
         return run_grid(units(folder.preset, runs), work, executor, workers, deadline, weight=weight)
 

@@ -34,10 +34,22 @@ def this_machine(device: str | None = None, workers: int | None = None) -> tuple
     return device, workers
 
 
-def threads(workers: int) -> int:
-    """Threads of each worker: as many as the variable OMP_NUM_THREADS says, or else its share of the cores."""
+def threads(workers: int, small: bool = False) -> int:
+    """Threads of each worker: as many as the variable OMP_NUM_THREADS says; or one for `small` networks, whose
+    thousands of small operations would wait for a second thread; or else its share of the cores."""
     wanted = os.environ.get("OMP_NUM_THREADS", "")
-    return max(1, int(wanted) if wanted.isdigit() else _cores() // workers)
+    return max(1, int(wanted) if wanted.isdigit() else 1 if small else _cores() // workers)
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Let torch compute on so many threads meanwhile; 0: on as many as it has."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _cores() -> int:

@@ -16,6 +16,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from dwlth import masks, models, sources, tickets
+from dwlth.claims import scoreboard
 from dwlth.errors import DwlthError, NotYet
 from dwlth.presets import in_order
 from dwlth.results import Folder, read_record, read_table
@@ -35,13 +36,16 @@ class Box(ipw.VBox):
         return "(widgets: shown while the notebook runs)"
 
 
-def choose(name: str, options: Iterable, value: Any = None) -> ipw.Dropdown | ipw.SelectionSlider:
+def choose(
+    name: str, options: Iterable, value: Any = None, label: str | None = None
+) -> ipw.Dropdown | ipw.SelectionSlider:
     """A labelled control for one value: a slider for rising numbers, a menu for anything else. Its CSS class is
     `dwlth-NAME`.
 
     Args:
         options: the values, or a dict from label to value.
         value: at the start; by default the first.
+        label: what a reader sees as its name; by default the name.
 
     Raises:
         DwlthError: for a value that is not among them, or where there are none.
@@ -55,7 +59,7 @@ def choose(name: str, options: Iterable, value: Any = None) -> ipw.Dropdown | ip
     rising = all(not isinstance(option, str) for option in values) and all(a < b for a, b in zip(values, values[1:]))
     kind = ipw.SelectionSlider if rising and len(values) > 1 else ipw.Dropdown
     value = values[0] if value is None else value
-    control = kind(options=labelled, value=value, description=name.replace("_", " ").capitalize())
+    control = kind(options=labelled, value=value, description=label or name.replace("_", " ").capitalize())
     control.style.description_width = "initial"
     control.layout.width = "26em" if kind is ipw.SelectionSlider else "auto"
     return control.add_class(f"dwlth-{name}")
@@ -97,7 +101,9 @@ def show(box: ipw.VBox, *parts: Any) -> None:
             kind, name, value = ipw.Image, "figure", figures.png(part)
             plt.close(part)  # where pyplot made it
         elif isinstance(part, pd.DataFrame):
-            kind, name, value = ipw.HTML, "table", f'<div class="jp-RenderedHTMLCommon">{part.to_html(border=0)}</div>'
+            with pd.option_context("display.max_colwidth", None):  # sentences whole
+                value = f'<div class="jp-RenderedHTMLCommon">{part.to_html(border=0)}</div>'
+            kind, name = ipw.HTML, "table"
         else:
             kind, name, value = ipw.HTML, "text", f'<div style="white-space: pre-wrap">{html.escape(str(part))}</div>'
         child = box.children[i] if i < len(box.children) else None
@@ -121,8 +127,9 @@ def explorer(
     round: int | None = None,
     layer: str | None = None,
 ) -> Box:
-    """The curves of `figures.curve` with the numbers at the marker, and below them the ticket there from inside: its
-    layers and the kernels of one of them, of the smallest seed whose files are on disk.
+    """The curves of `figures.curve` with the numbers at the marker and the answer of the verdict there; the ticket from
+    inside: its layers and the kernels of one of them, of the smallest seed whose files are on disk; and the scoreboard
+    of the claims. Two sliders set the margins, which begin at the preset's.
 
     Args:
         table: of `dwlth.results.read_table`; what it lacks is not offered, or said to be missing.
@@ -141,17 +148,19 @@ def explorer(
         "downstream": choose("downstream", sorted(known["downstream"]), downstream),
         "fraction": choose("fraction", _percent(sorted(known["fraction"], reverse=True)), fraction),
         "metric": choose("metric", {"SA": "sa", "RA": "ra"}, metric),
-        "round": choose("round", _sparsities(sparsity), round),
+        "round": choose("round", _sparsities(sparsity), round, "Sparsity"),
     }
+    margins = {metric: _margin(metric, points) for metric, points in folder.preset.margins.items()}
     layers = masks.prunable(models.build(folder.preset.network, 2, [0.0], [1.0], seed=0).net)
     layer = layer or max(layers, key=lambda name: layers[name].numel())
     within = {"source": controls["source"], "round": controls["round"], "layer": choose("layer", list(layers), layer)}
 
-    def outside(source, regime, downstream, fraction, metric, round):
-        figure = figures.curve(runs, downstream, fraction, regime, metric, source, round)
+    def outside(source, regime, downstream, fraction, metric, round, **margins):
+        figure = figures.curve(runs, downstream, fraction, regime, metric, source, round, margins)
         chosen = transfers(runs, downstream, fraction)
         chosen = chosen[(chosen["source"] == source) & chosen["round"].isin([0, round])]
-        return figure, figures.summary(chosen[chosen["regime"] == regime], "sparsity"), judge(chosen, round)
+        numbers = figures.summary(chosen[chosen["regime"] == regime], "sparsity")
+        return figure, numbers, judge(chosen, round, margins)
 
     def inside(source, round, layer):
         run = _on_disk(folder, source, round)
@@ -161,8 +170,20 @@ def explorer(
         text = f"{what} from inside, {source} pre-training, seed {run.seed}"
         return text, analysis.draw_layers({source: mask}), analysis.draw_kernels(model.net, mask, layer, limit=6)
 
-    parts = [_row(controls), _drawn(outside, controls), _row({"layer": within["layer"]}), _drawn(inside, within)]
-    return Box([*parts, _set_aside(folder)]).add_class("dwlth-explorer")
+    def board(**margins):
+        return "The claims of the paper, with these margins", scoreboard(table, margins).set_index("claim")
+
+    parts = [_row(controls | margins), _drawn(outside, controls | margins)]
+    parts += [_row({"layer": within["layer"]}), _drawn(inside, within).add_class("dwlth-inside")]
+    parts += [_drawn(board, margins).add_class("dwlth-scoreboard"), _set_aside(folder)]
+    return Box(parts).add_class("dwlth-explorer")
+
+
+def _margin(metric: str, points: float) -> ipw.SelectionSlider:
+    """How much of `metric` a ticket may lose; it begins at so many points."""
+    steps = sorted({0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.5, 10.0, points})
+    label = f"{metric.upper()} may fall by"
+    return choose(f"{metric}_margin", {f"{step:g} point{'s' * (step != 1)}": step for step in steps}, points, label)
 
 
 def _percent(fractions: Iterable[float]) -> dict[str, float]:
@@ -180,10 +201,10 @@ def _on_disk(folder: Folder, source: str, round_: int) -> Run:
         run = Run("transfer", source, seed, round_)
         if round_ == 0 or folder.ticket(run).exists():
             return run
-    what, need = f"ticket {round_} of the {source} source", f'Run("imp", "{source}", 0, {round_ - 1})'
+    what, which = f"ticket {round_} of the {source} source", f'stage="imp", source="{source}", round={round_ - 1}'
     if round_ == 0:
-        what, need = f"the {source} source", f'Run("pretrain", "{source}", 0)'
-    raise NotYet(f"{what} is not on disk: `grid.complete(folder, [{need}], files=True)` makes it")
+        what, which = f"the {source} source", f'stage="pretrain", source="{source}"'
+    raise NotYet(f"{what} is not on disk: `experiment.have(experiment.runs({which}, seed=0), files=True)` makes it")
 
 
 def _set_aside(folder: Folder, box: ipw.VBox | None = None) -> ipw.VBox:
@@ -224,7 +245,7 @@ def training_panel(
         "downstream": choose("downstream", preset.downstream, downstream),
         "regime": choose("regime", preset.regimes, regime),
         "fraction": choose("fraction", _percent(preset.fractions), fraction),
-        "round": choose("round", _sparsities(rounds), round),
+        "round": choose("round", _sparsities(rounds), round, "Sparsity"),
         "seed": choose("seed", range(max(10, preset.seeds)), seed),
     }
     start = ipw.Button(description="Start", button_style="primary").add_class("dwlth-start")
