@@ -10,23 +10,22 @@ The modules at the top of this folder are the method. Read them in this order; t
     transfer    a ticket, alone, on a downstream task
     verdict     which tickets are double-win
 
-    presets     every number of an experiment; a preset gives the list of its runs
     recipe      how one network is trained, or where a trained one comes from
     runs        a run: what it is, and its id
     models      the networks, with the normalisation in front
     sources     the pre-trained networks that tickets are cut from
-    results     where each file lies, the record of a run, the table
     files       reading and writing; errors: what went wrong, and what would be right
-    claims      what the paper's abstract claims, and what a table says about it
-    experiment  all of it in one object, for notebooks
 
-The folders beside them have one duty each, and the method can be read without them:
+Two more are ways in: `experiment` is all of it in one object, for notebooks; `__main__` is the command line. The
+folders have one duty each:
 
+    presets/  every number of an experiment; a preset gives the list of its runs
+    results/  where each file lies, the record of a run, the table
     data/     datasets by name, augmentation, image files
     fast/     small networks side by side, and batch norm folded away for evaluation
-    outside/  what others made: checkpoints, downloads, tickets of the paper's public code
+    outside/  what others made: checkpoints, downloads, AutoAttack, tickets of the paper's public code
     running/  many runs: which are left, what they cost, on which processes; `--set`
-    show/     figures, analysis, reports, inspection, widgets
+    show/     figures, the scoreboard of claims, analysis, reports, inspection, widgets
 
 `python -m dwlth --help` lists the commands. README.md has the rest.
 """

@@ -1,6 +1,5 @@
-"""Adversarial attacks: PGD-k, FGSM with random start, and none, as settings of one `Attack`; and AutoAttack."""
+"""Adversarial attacks: PGD-k, FGSM with random start, and none, as settings of one `Attack`."""
 
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -69,7 +68,7 @@ class Attack:
         """
         if self.steps == 0:
             return x
-        with torch.enable_grad(), _batch_norm(model, self.bn):
+        with torch.enable_grad(), batch_norm(model, self.bn):
             adv = self._climb(model, x, y, generator)
             if self.restarts > 1:
                 success, loss = self._strength(model, adv, y)
@@ -86,7 +85,7 @@ class Attack:
         in few sizes, since hardware libraries prepare themselves for each new one.
         """
         unbroken = torch.ones_like(y, dtype=torch.bool)
-        with torch.enable_grad(), _batch_norm(model, self.bn):
+        with torch.enable_grad(), batch_norm(model, self.bn):
             for _ in range(self.restarts):
                 project, adv = self._start(x, generator)
                 for _ in range(self.steps):
@@ -152,62 +151,6 @@ class Attack:
         return (logits.argmax(1) == y) == self.targeted, -loss if self.targeted else loss
 
 
-def autoattack(
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    eps: float,
-    norm: str = "linf",
-    *,
-    seed: int = 0,
-    batch_size: int = 250,
-) -> Tensor:
-    """Adversarial images by the standard version of AutoAttack (Croce & Hein, 2020: APGD-CE, targeted APGD-DLR,
-    targeted FAB, Square), for an RA that no choice of step sizes flatters: the accuracy of `model.eval()` on them.
-
-    Runs the authors' own code in the package `pyautoattack` (chosen because it is that code, has no dependencies and
-    runs on current torch; torchattacks pins `requests` to 2020, and ART's ensemble is not the standard one).
-
-    Args:
-        model, x, y, eps, norm: as for an `Attack`; the model is in eval mode meanwhile, and left as it was.
-        seed: of all its random draws; the global generators are left alone.
-        batch_size: images attacked at a time (250 in the authors' code).
-
-    Returns:
-        Images like `x`; those that withstand all four attacks, or are misclassified anyway, are as they were.
-
-    Raises:
-        DwlthError: if the package is missing, or the model has fewer than 4 classes (the targeted DLR loss needs 4).
-    """
-    Attack(eps, norm=norm)  # refuses bad values
-    try:
-        from pyautoattack import AutoAttack
-    except ImportError:
-        raise DwlthError(
-            "autoattack: the package pyautoattack is missing: install the extra dwlth[autoattack]"
-        ) from None
-
-    # its FAB calls backward(), which must not reach the weights' .grad; a check of its own ends debuggers' traces
-    weights, trace = [p for p in model.parameters() if p.requires_grad], sys.gettrace()
-    devices = [x.device] if x.is_cuda else []
-    try:
-        with _batch_norm(model, "eval"), torch.random.fork_rng(devices):
-            for weight in weights:
-                weight.requires_grad_(False)
-            with torch.no_grad():
-                classes = model(x[:1]).shape[1]
-            if classes < 4:
-                raise DwlthError(f"autoattack: the model has {classes} classes, and the targeted DLR loss needs 4")
-            library_norm = {"linf": "Linf", "l2": "L2"}[norm]
-            attack = AutoAttack(model, norm=library_norm, eps=eps, seed=seed, device=x.device)
-            attack.apgd_targeted.n_target_classes = attack.fab.n_target_classes = min(9, classes - 1)
-            return attack.run_standard_evaluation(x.contiguous(), y, batch_size=batch_size)[0]
-    finally:
-        for weight in weights:
-            weight.requires_grad_(True)
-        sys.settrace(trace)
-
-
 def _length(x: Tensor) -> Tensor:
     """The L2 norm of each image, [N, 1, 1, 1]; not quite 0, so that one can divide by it."""
     return torch.linalg.vector_norm(x, dim=(1, 2, 3), keepdim=True).clamp_min(1e-12)
@@ -224,7 +167,7 @@ def _project_l2(adv: Tensor, x: Tensor, eps: float) -> Tensor:
 
 
 @contextmanager
-def _batch_norm(model: nn.Module, mode: str):
+def batch_norm(model: nn.Module, mode: str):
     """Run the attack's passes with the model in `mode`, then put every module's own mode back."""
     modes = [(module, module.training) for module in model.modules()]
     buffers = {name: b.clone() for name, b in model.named_buffers()} if mode == "frozen" else {}

@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from dwlth import claims, presets, sources, tickets, transfer, verdict
+from dwlth import presets, sources, tickets, transfer, verdict
 from dwlth.errors import DwlthError
 from dwlth.masks import METHODS, Mask
 from dwlth.models import Classifier
@@ -20,7 +20,7 @@ from dwlth.results import Folder, read_record
 from dwlth.running import cost, grid, machine
 from dwlth.running.settings import override
 from dwlth.runs import Run
-from dwlth.show import analysis, figures, inspection
+from dwlth.show import analysis, claims, figures, inspection
 
 COMMAND = "dwlth.Experiment.have"
 """What the records of runs that are done here name as their command."""
@@ -215,7 +215,7 @@ class Experiment:
         return verdict.order(self.table(), margins or self.preset.margins)
 
     def scoreboard(self, margins: Mapping[str, float] | None = None) -> pd.DataFrame:
-        """`dwlth.claims.scoreboard` of the table, with the preset's margins or others."""
+        """`dwlth.show.claims.scoreboard` of the table, with the preset's margins or others."""
         return claims.scoreboard(self.table(), margins or self.preset.margins)
 
     def environment(self) -> pd.Series:

@@ -1,13 +1,9 @@
 """Transfer: tickets, each alone, trained on a downstream task."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
-import torch
-
 from dwlth import models, sources, tickets
-from dwlth.attacks import autoattack
 from dwlth.data import Dataset, subset
 from dwlth.evaluation import evaluate
 from dwlth.files import write_tensors
@@ -88,27 +84,3 @@ def load(folder: Folder, run: Run) -> Classifier:
         DwlthError: where it was not kept.
     """
     return sources.read(folder.network(run), "network", folder.device).eval()
-
-
-def under_autoattack(folder: Folder, runs: Sequence[Run], **_) -> list[dict[str, Any]]:
-    """SA, RA under AutoAttack (`ra`) and RA under the preset's evaluation attack (`ra_pgd`) of the network that a
-    transfer (one) ended with, all on the same first `preset.autoattack_images` test images.
-
-    Raises:
-        DwlthError: see `dwlth.attacks.autoattack`.
-    """
-    (run,), preset = runs, folder.preset
-    task = folder.dataset(run.downstream, run.seed)
-    transferred = replace(run, stage="transfer")
-    model = load(folder, transferred)
-    mask = tickets.find(folder, run, sources.load(folder, run))
-    test = task.test.take(list(range(min(preset.autoattack_images, len(task.test)))))
-    recipe, seed, attack = preset.recipe(run), stream(run.seed, "autoattack"), preset.evaluation
-    sa, ra_pgd = evaluate(model, test, attack, seed, **recipe.measuring)
-    right = 0
-    for x, y in test.batches(250, augment=recipe.augment):
-        adversarial = autoattack(model, x, y, attack.eps, attack.norm, seed=seed % 2**31)
-        with torch.no_grad():
-            right += (model(adversarial).argmax(1) == y).sum().item()
-    counts = {"sparsity": mask.sparsity, "n_train": 0, "history": []}
-    return [{"sa": sa, "ra": right / len(test), "ra_pgd": ra_pgd} | counts]

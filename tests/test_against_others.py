@@ -10,8 +10,9 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from torchvision.models import resnet50
 
 from dwlth import data, masks, models
-from dwlth.attacks import Attack, autoattack
+from dwlth.attacks import Attack
 from dwlth.evaluation import evaluate
+from dwlth.outside.autoattack import autoattack
 from dwlth.recipe import Recipe
 from dwlth.runs import stream
 from dwlth.training import fit

@@ -7,8 +7,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from dwlth.attacks import Attack, autoattack
+from dwlth.attacks import Attack
 from dwlth.errors import DwlthError
+from dwlth.outside.autoattack import autoattack
 from dwlth.recipe import Recipe
 from dwlth.training import fit
 

@@ -9,8 +9,8 @@ import pytest
 from scipy import stats
 
 from dwlth import presets
-from dwlth.claims import scoreboard
 from dwlth.show import report
+from dwlth.show.claims import scoreboard
 
 MARGINS = {"sa": 1.0, "ra": 2.0}
 EXIST, SPARSER, HIGHER, SCARCE, LESS, SPARSITY = range(6)

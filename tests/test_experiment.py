@@ -6,13 +6,14 @@ import sys
 import pytest
 import torch
 
-from dwlth import claims, presets, tickets, verdict
+from dwlth import presets, tickets, verdict
 from dwlth.evaluation import evaluate
 from dwlth.experiment import Experiment
 from dwlth.masks import METHODS
 from dwlth.results import read_record
 from dwlth.running import grid, machine
 from dwlth.runs import Run, stream
+from dwlth.show import claims
 
 SETTINGS = ["pretrain.epochs=1", "imp.epochs=1", "transfer.epochs=1", "evaluation.steps=2", "rounds=0,1", "seeds=2"]
 

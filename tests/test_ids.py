@@ -17,14 +17,14 @@ IDS = {
     "digits": {
         "pretrain": "1430db875e18",
         "imp": "04503962c38a",
-        "transfer": "5357ac8142fe",
-        "autoattack": "d5b501736b0a",
+        "transfer": "189a7b06a99f",
+        "autoattack": "2f9e991b012b",
     },
     "cifar-small": {
-        "pretrain": "d3b6647c1a08",
-        "imp": "3186c81102b2",
-        "transfer": "39cedf2490e0",
-        "autoattack": "1ca29f5bc77d",
+        "pretrain": "a3213c981056",
+        "imp": "9bcc92102671",
+        "transfer": "c7a7236df85c",
+        "autoattack": "08a855d22a01",
     },
     "cifar": {
         "pretrain": "329eeb06cdc1",

@@ -13,10 +13,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dwlth import claims, presets
+from dwlth import presets
 from dwlth.experiment import Experiment
 from dwlth.results import KEY
-from dwlth.show import figures, report
+from dwlth.show import claims, figures, report
 from dwlth.verdict import transfers, verdict
 
 pytest.importorskip("papermill", reason="the notebooks need the extra dwlth[notebooks]")

@@ -13,7 +13,6 @@ import torch
 
 from dwlth import files
 from dwlth.errors import DwlthError
-from dwlth.runs import digest
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ def fetch(where: str | Path, folder: str | Path, sha256: str = "", size: int | N
     if not re.fullmatch(r"([0-9a-f]{8,64})?", known.sha256):
         raise DwlthError(f"sha256 is {sha256!r}: give 8 to 64 hex digits")
     if where.startswith("hf:"):
-        path = _hugging_face(where, folder / digest(where))
+        path = _hugging_face(where, folder / _digest(where))
     elif where.startswith("torchvision:"):
         url = _torchvision(where)
         in_name = re.search(r"-([0-9a-f]{8,})\.", url)  # resnet50-0676ba61.pth
@@ -66,7 +65,7 @@ def fetch(where: str | Path, folder: str | Path, sha256: str = "", size: int | N
         name = Path(unquote(urlsplit(where).path)).name
         if not name:
             raise DwlthError(f"{where}: this address names no file")
-        path = folder / digest(where) / name
+        path = folder / _digest(where) / name
         if not path.exists():
             files.write(path, lambda beside: _download(where, beside, known))
             return path
@@ -106,6 +105,11 @@ def refuse_page(path: Path, name: str = "") -> bytes:
             "says that the file has gone; fetch it in a browser, and give its path"
         )
     return head
+
+
+def _digest(where: str) -> str:
+    """12 hex digits for an address, so that files of the same name from two of them do not meet."""
+    return hashlib.sha256(where.encode()).hexdigest()[:12]
 
 
 def first_line(error: Exception) -> str:

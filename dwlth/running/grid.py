@@ -18,6 +18,7 @@ from dwlth import files, results
 from dwlth.data import fetch
 from dwlth.errors import DwlthError, NotYet
 from dwlth.evaluation import available_precision
+from dwlth.outside.autoattack import under_autoattack
 from dwlth.presets import Preset
 from dwlth.recipe import Given
 from dwlth.results import Folder
@@ -27,7 +28,7 @@ from dwlth.runs import STAGES, Run
 from dwlth.sources import pretrain
 from dwlth.tickets import imp_round
 from dwlth.training import OutOfTime, read_checkpoint
-from dwlth.transfer import transfer, under_autoattack
+from dwlth.transfer import transfer
 
 DO = {"pretrain": pretrain, "imp": imp_round, "transfer": transfer, "autoattack": under_autoattack}
 """What does the runs of each stage."""

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from dwlth.claims import scoreboard
 from dwlth.presets import SOURCES, Preset
+from dwlth.show.claims import scoreboard
 from dwlth.verdict import CRITERIA, FOURTH, PAPER, order, tests, verdict
 
 PAIRED = """A ticket is double-win if the lower 95 % bound of its paired difference from the dense network (ticket

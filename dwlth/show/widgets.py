@@ -16,13 +16,13 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from dwlth import masks, models, sources, tickets
-from dwlth.claims import scoreboard
 from dwlth.errors import DwlthError, NotYet
 from dwlth.presets import in_order
 from dwlth.results import Folder, read_record, read_table
 from dwlth.running import grid, machine
 from dwlth.runs import Run
 from dwlth.show import analysis, figures
+from dwlth.show.claims import scoreboard
 from dwlth.training import read_checkpoint
 from dwlth.verdict import judge, transfers
 

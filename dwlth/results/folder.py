@@ -1,28 +1,20 @@
-"""Results on disk: where each file lies, the record of a run, and the table made of the records."""
+"""Where each file of the results lies, and the table made of the records."""
 
 import contextlib
-import importlib.metadata
 import json
-import platform
-import subprocess
 import warnings
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 
-import dwlth
 from dwlth.data import Dataset, load
 from dwlth.errors import DwlthError, NotYet
 from dwlth.files import read_about, set_aside, write, write_json
 from dwlth.presets import Preset
+from dwlth.results.records import KEY, read_record, read_table, row
 from dwlth.runs import Run, plain
-
-KEY = ["stage", "source", "method", "downstream", "regime", "fraction", "round", "seed"]
-"""Columns that tell the rows of a preset's table apart, and their order."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +98,7 @@ class Folder:
     def dataset(self, name: str, seed: int) -> Dataset:
         """A dataset with the preset's order, and with splits of their own for each seed where the preset says so, on
         the device; see `dwlth.data.load`."""
-        split = seed if self.preset.splits == "by seed" else 0
+        split = seed if self.preset.splits == "by seed" else None
         return load(name, self.data, self.preset.order, split).to(self.device)
 
     def write_preset(self) -> None:
@@ -149,7 +141,7 @@ class Folder:
         """
         records = self.records()
         own = [record for record in records if self._owns(record["config"], record["id"])]
-        rows = pd.DataFrame([_row(record) for record in own]).drop_duplicates(KEY, keep="last") if own else None
+        rows = pd.DataFrame([row(record) for record in own]).drop_duplicates(KEY, keep="last") if own else None
         table = read_table(self.table) if self.table.exists() else None
         if table is not None and rows is not None:
             failed = rows["id"][rows["status"] == "failed"]
@@ -182,104 +174,3 @@ class Folder:
             return self.preset.run_id(run)
         except KeyError:  # a regime that the preset has no more
             return ""
-
-
-def read_record(path: Path) -> dict[str, Any]:
-    """The record in a file.
-
-    Raises:
-        DwlthError: if it is none.
-    """
-    try:
-        record = json.loads(path.read_text())
-    except (ValueError, UnicodeDecodeError) as error:
-        raise DwlthError(f"{path}: not a record of a run (truncated?): {error}") from None
-    if not isinstance(record, dict) or record.keys() != {"id", "status", "config", "result", "provenance"}:
-        raise DwlthError(f"{path}: JSON, but not a record of a run")
-    return record
-
-
-def read_table(path: Path) -> pd.DataFrame:
-    """A table of results: a row per run that has ended; its `status` is ok, or failed, and then it has no SA and RA.
-    These are fractions in [0, 1]; `sa` and `ra` are those of the network that the verdict looks at (see
-    `dwlth.transfer`), `sa_best_ra` is the SA of the network with the best validation RA, and so on; in rows of stage
-    `autoattack`, `ra` is under AutoAttack and `ra_pgd` under the evaluation attack on the same images. Empty text
-    columns are empty strings.
-
-    Raises:
-        DwlthError: if the file is missing or no such table.
-    """
-    if not path.exists():
-        raise DwlthError(f"{path}: no results here yet; `python -m dwlth run` makes them")
-    if not path.read_bytes().endswith(b"\n"):
-        raise DwlthError(f"{path}: not a table of results, or a truncated one: it does not end with a whole line")
-    try:
-        table = pd.read_csv(path)
-    except (ValueError, UnicodeDecodeError) as error:
-        raise DwlthError(f"{path}: not a table of results: {error}") from None
-    missing = [column for column in ["id", *KEY, "sparsity", "sa", "ra", "seconds"] if column not in table]
-    if missing:
-        raise DwlthError(f"{path}: not a table of results: no column {missing[0]!r}")
-    text = ["downstream", "regime"]
-    table = table.astype({column: object for column in text} | {"fraction": float}).fillna(
-        {column: "" for column in text}
-    )
-    table["status"] = table.get("status", "ok")  # before, there were finished runs only
-    own = table["source_seed"] if "source_seed" in table else pd.Series(float("nan"), table.index)
-    table["source_seed"] = [None if pd.isna(seed) else int(seed) for seed in own]  # None: the run's own seed
-    table["source_seed"] = table["source_seed"].astype(object).where(own.notna(), None)
-    return table
-
-
-def _row(record: dict[str, Any]) -> dict[str, Any]:
-    config, result = record["config"], record["result"]
-    row = {"id": record["id"]} | {column: config[column] for column in KEY}
-    row["source_seed"] = config.get("source_seed")
-    row["status"] = record["status"]
-    row |= {key: result.get(key) for key in ("sparsity", "n_train", "sa", "ra", "ra_pgd")}  # a failed run has none
-    for best in ("best_sa", "best_ra"):
-        values = result.get(best) or {}
-        for key in ("epoch", "val_sa", "val_ra", "sa", "ra"):
-            row[f"{key}_{best}"] = values.get(key)
-    return row | record["provenance"]
-
-
-def provenance(device: str, precision: str, together: int, seconds: float, command: str) -> dict[str, Any]:
-    """Where a result comes from: its share of the wall time of so many runs `together`, hardware, versions, commit and
-    command."""
-    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else _cpu()
-    return {
-        "seconds": round(seconds, 3),
-        "together": together,
-        "precision": precision,
-        "device": name,
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torchvision": importlib.metadata.version("torchvision"),
-        "dwlth": dwlth.__version__,
-        "commit": _commit(),
-        "command": command,
-    }
-
-
-@cache
-def _cpu() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-@cache
-def _commit() -> str:
-    """The commit of the checkout this package runs from, with a + where it has changes; empty outside a checkout."""
-    here = Path(__file__).resolve().parents[1]
-    if not (here / ".git").exists():
-        return ""
-
-    def git(*args: str) -> str:
-        return subprocess.run(["git", "-C", here, *args], capture_output=True, text=True).stdout.strip()
-
-    return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "--", "dwlth") else "")

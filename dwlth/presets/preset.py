@@ -1,26 +1,16 @@
-"""Every number of an experiment: the presets, and the runs they ask for."""
+"""What a preset is: the numbers of an experiment, the runs they ask for, and what identifies a run."""
 
 import dataclasses
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 
 from dwlth.attacks import Attack
-from dwlth.data import Augment, check_name
+from dwlth.data import check_name
 from dwlth.errors import DwlthError
 from dwlth.masks import METHODS
 from dwlth.models import NETWORKS
 from dwlth.recipe import Given, Recipe
 from dwlth.runs import Run, digest, later, plain
-
-SOURCES = {"standard": "Standard", "fast_adversarial": "Fast adversarial", "adversarial": "Adversarial"}
-"""The paper's pre-training sources, in its order, with their names in figures; a preset may have others."""
-
-
-def in_order(sources: Iterable[str]) -> list[str]:
-    """Each of these sources once: the paper's first, in its order, then others by name."""
-    return [name for name in SOURCES if name in set(sources)] + sorted(set(sources) - SOURCES.keys())
 
 
 @dataclass(frozen=True)
@@ -206,175 +196,10 @@ class Preset:
         return {key: value for key, value in plain(self).items() if key not in extent}
 
 
-def _training_attacks(eps: float, step: float) -> dict[str, Attack]:
+def training_attacks(eps: float, step: float) -> dict[str, Attack]:
     """The attack that each source, or regime, is trained with; in train mode, as in the reference code."""
     return {
         "standard": Attack(),
         "fast_adversarial": Attack(eps, 1.25 * eps, 1, bn="train"),  # step 1.25 eps: Wong et al., 2020
         "adversarial": Attack(eps, step, 10, bn="train"),  # PGD-10: paper
     }
-
-
-def _digits() -> Preset:
-    eps, step = 0.2, 0.05  # a quarter of eps, as the paper's 2/255 of 8/255
-    pgd20, attacks = Attack(eps, step, 20), _training_attacks(eps, step)
-    base = Recipe(epochs=8, batch_size=32, lr=0.1, schedule="cosine", validation=pgd20, validate_every=4)
-    trained = {source: replace(base, attack=attack) for source, attack in attacks.items()}
-    trained["standard"] = replace(base, validation=Attack())  # SA alone, as in the reference code
-    rewound = replace(base, epochs=3, validate_every=3, lr=0.02, schedule="constant", validation=Attack())
-    return Preset(
-        name="digits",
-        network="small_resnet",
-        upstream="digits0-4",
-        pretrain=trained,
-        imp={source: replace(rewound, attack=attack) for source, attack in attacks.items()},
-        transfer={regime: trained[regime] for regime in ("standard", "adversarial")},
-        evaluation=pgd20,
-        splits="by seed",
-        downstream=("digits5-9",),
-        rounds=(0, 1, 2, 4, 7, 11, 15, 19),  # close where the verdict's sequence begins
-        fractions=(1.0, 0.1),  # 1 % would be five images
-        seeds=6,
-        keep_networks=True,
-        together=10,
-    )
-
-
-def _cifar_small() -> Preset:
-    eps, step = 8 / 255, 2 / 255  # paper
-    pgd20, attacks = Attack(eps, step, 20), _training_attacks(eps, step)
-    pgd3 = Attack(eps, 16 / (3 * 255), 3, bn="train")  # reference code, for IMP
-    # by experiment (docs/cifar-small.md): crops cost a network of this size 4 points of SA and 2 of RA in adversarial
-    # training, so only standard training has them
-    flips = Augment(flip=True)
-    base = Recipe(
-        12,
-        64,
-        0.2,
-        "onecycle",
-        warm_up=0.2,
-        nesterov=True,
-        decay_norms=False,
-        augment=flips,
-        validation=pgd20,
-        validate_every=4,
-        precision="bfloat16",
-    )
-    standard = replace(base, augment=Augment("pad", flip=True))  # reference code at 32 px
-    rewound = replace(base, epochs=2, lr=0.05, validation=Attack(), validate_every=2)
-    tuned = replace(base, lr=0.1, validate_every=6)
-    return Preset(
-        name="cifar-small",
-        network="small_resnet32",
-        upstream="cifar100",
-        pretrain={
-            "standard": replace(standard, epochs=16),
-            "fast_adversarial": replace(base, attack=attacks["fast_adversarial"], keep="sound", validate_every=2),
-            "adversarial": replace(base, attack=attacks["adversarial"]),
-        },
-        imp={
-            "standard": replace(rewound, augment=standard.augment),
-            "fast_adversarial": replace(rewound, attack=pgd3),  # as in `paper`
-            "adversarial": replace(rewound, attack=pgd3),
-        },
-        transfer={
-            "standard": replace(tuned, augment=standard.augment, validation=Attack()),
-            "adversarial": replace(tuned, attack=attacks["adversarial"]),
-        },
-        evaluation=pgd20,
-        half_sources=True,
-        order="content",
-        per_source=4,
-        downstream=("cifar10",),
-        rounds=(0, 3, 6, 9, 11),
-        fractions=(0.1, 0.01, 1.0),
-        seeds=4,
-        seeds_at={1.0: 1},
-    )
-
-
-def _cifar() -> Preset:
-    eps, step = 8 / 255, 2 / 255
-    pgd20, attacks = Attack(eps, step, 20), _training_attacks(eps, step)
-    augment = Augment("pad", flip=True)  # reference code at 32 px
-    base = Recipe(24, 128, 0.1, "cosine", augment=augment, validation=pgd20, validate_every=8, precision="bfloat16")
-    rewound = replace(base, epochs=2, lr=0.01, validation=Attack(), validate_every=2)
-    transfer = {
-        "standard": replace(base, epochs=8, lr=0.02, validate_every=4),
-        "adversarial": replace(base, epochs=5, lr=0.02, validate_every=5, attack=attacks["adversarial"]),
-    }
-    return Preset(
-        name="cifar",
-        network="resnet18-3x3",
-        upstream="cifar100",
-        pretrain={source: replace(base, attack=attack) for source, attack in attacks.items()},
-        imp={source: replace(rewound, attack=attack) for source, attack in attacks.items()},
-        transfer=transfer,
-        evaluation=pgd20,
-        order="content",
-        half_sources=True,
-        downstream=("cifar10",),
-        rounds=(0, 2, 4, 6, 8, 10, 11, 12, 14),
-        seeds=3,
-    )
-
-
-def _paper() -> Preset:
-    eps, step = 8 / 255, 2 / 255  # paper
-    pgd20 = Attack(eps, step, 20)  # paper
-    pgd3 = Attack(eps, 16 / (3 * 255), 3, bn="train")  # reference code, for IMP
-    view = Augment("resized", flip=True)  # reference code
-    # as in the reference code: float32, and RA over all images; --set transfer.precision=bfloat16 is faster
-    as_theirs = partial(Recipe, augment=view, precision="float32", exact_ra=True)
-    imp = as_theirs(30, 2048, 5e-4, weight_decay=1e-4, validate_every=30)  # reference code
-    standard = as_theirs(150, 64, 1e-3, "step", (50, 100))  # reference code; it validates SA alone
-    adversarial = as_theirs(  # reference code
-        100, 128, 0.1, "step", (50, 75), attack=Attack(eps, step, 10, bn="train"), validation=pgd20
-    )
-    return Preset(
-        name="paper",
-        network="resnet50",
-        upstream="imagenet",
-        pretrain={  # the paper names its three kinds of pre-training; these files are our choice of each
-            "standard": Given("torchvision:ResNet50_Weights.IMAGENET1K_V1"),
-            "fast_adversarial": Given("data/imagenet_model_weights_4px.pth.tar"),  # Wong et al.; by hand, from Drive
-            "adversarial": Given("hf:madrylab/robust-imagenet-models/resnet50_linf_eps4.0.ckpt"),  # Salman et al.
-        },
-        # the reference code has one adversarial script for IMP; that both robust sources used it is our inference
-        imp={"standard": imp, **{s: replace(imp, attack=pgd3) for s in ("fast_adversarial", "adversarial")}},
-        transfer={
-            "standard": standard,
-            "adversarial": adversarial,
-            "adversarial@svhn": replace(adversarial, epochs=80, lr=0.01, schedule="cosine", milestones=()),
-        },
-        evaluation=pgd20,
-        subset="first",  # reference code
-        allow_empty_classes=True,
-        downstream=("cifar10", "cifar100", "svhn"),
-        rounds=tuple(range(20)),
-        seeds=1,
-    )
-
-
-PRESETS = {preset.name: preset for preset in (_digits(), _cifar_small(), _cifar(), _paper())}
-"""- `digits`: a small ResNet from handwritten digits 0-4 to 5-9, minutes on 2 CPU cores. All its numbers but those
-  marked are our choice, by experiment (docs/digits.md).
-- `cifar-small`: a ResNet of 306,016 convolution weights from CIFAR-100 to CIFAR-10 at 32 px, a night on 2 CPU cores.
-  Attacks, fractions and IMP's way are the paper's; epochs, batches and learning rates are our choice, by experiment
-  (docs/cifar-small.md).
-- `cifar`: ResNet-18 with a 3x3 stem from CIFAR-100 to CIFAR-10 at 32 px, for one GPU. Attacks and augmentation are the
-  paper's; epochs, batches and learning rates are our choice, and have not been tried on a GPU yet. The whole grid is
-  some 1.4e18 floating-point operations by count (1.1e9 for an image's forward pass): an hour at 400 TFLOP/s.
-- `paper`: ResNet-50 from ImageNet to CIFAR-10, CIFAR-100 and SVHN at 224 px, with the numbers of the paper and of its
-  public code, as marked where they stand. Momentum 0.9 and weight decay 5e-4, where none is said, are theirs too."""
-
-
-def get(name: str) -> Preset:
-    """The preset of that name.
-
-    Raises:
-        DwlthError: for a name that is not in `PRESETS`.
-    """
-    if name not in PRESETS:
-        raise DwlthError(f"unknown preset {name!r}: choose from {', '.join(PRESETS)}")
-    return PRESETS[name]

@@ -1,0 +1,97 @@
+"""AutoAttack, by its authors' code, and the stage of the grid that runs it."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dwlth import sources, tickets
+from dwlth.attacks import Attack, batch_norm
+from dwlth.errors import DwlthError
+from dwlth.evaluation import evaluate
+from dwlth.results import Folder
+from dwlth.runs import Run, stream
+from dwlth.transfer import load
+
+
+def autoattack(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    eps: float,
+    norm: str = "linf",
+    *,
+    seed: int = 0,
+    batch_size: int = 250,
+) -> Tensor:
+    """Adversarial images by the standard version of AutoAttack (Croce & Hein, 2020: APGD-CE, targeted APGD-DLR,
+    targeted FAB, Square), for an RA that no choice of step sizes flatters: the accuracy of `model.eval()` on them.
+
+    Runs the authors' own code in the package `pyautoattack` (chosen because it is that code, has no dependencies and
+    runs on current torch; torchattacks pins `requests` to 2020, and ART's ensemble is not the standard one).
+
+    Args:
+        model, x, y, eps, norm: as for an `Attack`; the model is in eval mode meanwhile, and left as it was.
+        seed: of all its random draws; the global generators are left alone.
+        batch_size: images attacked at a time (250 in the authors' code).
+
+    Returns:
+        Images like `x`; those that withstand all four attacks, or are misclassified anyway, are as they were.
+
+    Raises:
+        DwlthError: if the package is missing, or the model has fewer than 4 classes (the targeted DLR loss needs 4).
+    """
+    Attack(eps, norm=norm)  # refuses bad values
+    try:
+        from pyautoattack import AutoAttack
+    except ImportError:
+        raise DwlthError(
+            "autoattack: the package pyautoattack is missing: install the extra dwlth[autoattack]"
+        ) from None
+
+    # its FAB calls backward(), which must not reach the weights' .grad; a check of its own ends debuggers' traces
+    weights, trace = [p for p in model.parameters() if p.requires_grad], sys.gettrace()
+    devices = [x.device] if x.is_cuda else []
+    try:
+        with batch_norm(model, "eval"), torch.random.fork_rng(devices):
+            for weight in weights:
+                weight.requires_grad_(False)
+            with torch.no_grad():
+                classes = model(x[:1]).shape[1]
+            if classes < 4:
+                raise DwlthError(f"autoattack: the model has {classes} classes, and the targeted DLR loss needs 4")
+            library_norm = {"linf": "Linf", "l2": "L2"}[norm]
+            attack = AutoAttack(model, norm=library_norm, eps=eps, seed=seed, device=x.device)
+            attack.apgd_targeted.n_target_classes = attack.fab.n_target_classes = min(9, classes - 1)
+            return attack.run_standard_evaluation(x.contiguous(), y, batch_size=batch_size)[0]
+    finally:
+        for weight in weights:
+            weight.requires_grad_(True)
+        sys.settrace(trace)
+
+
+def under_autoattack(folder: Folder, runs: Sequence[Run], **_) -> list[dict[str, Any]]:
+    """SA, RA under AutoAttack (`ra`) and RA under the preset's evaluation attack (`ra_pgd`) of the network that a
+    transfer (one) ended with, all on the same first `preset.autoattack_images` test images.
+
+    Raises:
+        DwlthError: see `dwlth.outside.autoattack.autoattack`.
+    """
+    (run,), preset = runs, folder.preset
+    task = folder.dataset(run.downstream, run.seed)
+    transferred = replace(run, stage="transfer")
+    model = load(folder, transferred)
+    mask = tickets.find(folder, run, sources.load(folder, run))
+    test = task.test.take(list(range(min(preset.autoattack_images, len(task.test)))))
+    recipe, seed, attack = preset.recipe(run), stream(run.seed, "autoattack"), preset.evaluation
+    sa, ra_pgd = evaluate(model, test, attack, seed, **recipe.measuring)
+    right = 0
+    for x, y in test.batches(250, augment=recipe.augment):
+        adversarial = autoattack(model, x, y, attack.eps, attack.norm, seed=seed % 2**31)
+        with torch.no_grad():
+            right += (model(adversarial).argmax(1) == y).sum().item()
+    counts = {"sparsity": mask.sparsity, "n_train": 0, "history": []}
+    return [{"sa": sa, "ra": right / len(test), "ra_pgd": ra_pgd} | counts]

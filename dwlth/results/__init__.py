@@ -1,0 +1,7 @@
+"""Results on disk: the folder of a preset, the records of its runs, and the table made of them."""
+
+from dwlth.results.folder import Folder
+from dwlth.results.provenance import provenance
+from dwlth.results.records import KEY, read_record, read_table
+
+__all__ = ["KEY", "Folder", "provenance", "read_record", "read_table"]
