@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from dwlth import data, models, presets
+from dwlth.running.settings import override
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
@@ -29,7 +30,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture
 def tiny():
-    return presets.get("digits").override(TINY)
+    return override(presets.get("digits"), TINY)
 
 
 @pytest.fixture

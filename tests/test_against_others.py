@@ -9,10 +9,12 @@ from torch.nn.utils import prune
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torchvision.models import resnet50
 
-from dwlth import data, masks, models, training
+from dwlth import data, masks, models
 from dwlth.attacks import Attack, autoattack
+from dwlth.evaluation import evaluate
 from dwlth.recipe import Recipe
-from dwlth.training import evaluate, fit
+from dwlth.runs import stream
+from dwlth.training import fit
 
 LINF = Attack(eps=0.2, step_size=0.03, steps=7)
 L2 = Attack(eps=1.0, step_size=0.2, steps=7, norm="l2")
@@ -97,7 +99,7 @@ def test_robust_accuracy_agrees_with_torchattacks_pgd20(trained):
     _, ours = evaluate(model, images, attack, seed=0, batch_size=len(images), exact=True)
     model.eval()
     x, y = next(images.batches(len(images)))
-    torch.manual_seed(training.stream(0, "evaluate"))  # the same start: another one moves RA by up to a point here
+    torch.manual_seed(stream(0, "evaluate"))  # the same start: another one moves RA by up to a point here
     expected = (model(theirs(model, attack, False)(x, y)).argmax(1) == y).float().mean().item()
     assert 0.3 < ours < 0.9 and abs(ours - expected) <= 0.005
 
@@ -158,7 +160,7 @@ def test_masks_in_place_equal_torch_prune_after_50_steps():
     optimizer = torch.optim.SGD(other.parameters(), 0.1, momentum=0.9, weight_decay=5e-4)
     other.train()
     steps = 0
-    for x, y in task.train.batches(10, torch.Generator().manual_seed(training.stream(0, "train", 0))):
+    for x, y in task.train.batches(10, torch.Generator().manual_seed(stream(0, "train", 0))):
         optimizer.zero_grad()
         nn.functional.cross_entropy(other(x), y).backward()
         optimizer.step()
@@ -187,7 +189,7 @@ def test_one_epoch_equals_a_loop_written_out_step_by_step(attack):
     row = fit(model, recipe, task.train, task.val, seed=3, mask=mask).history[0]
     watch.remove()
 
-    generator = torch.Generator().manual_seed(training.stream(3, "train", 0))
+    generator = torch.Generator().manual_seed(stream(3, "train", 0))
     order = torch.randperm(len(task.train), generator=generator)
     parameters = dict(other.net.named_parameters())
     velocity = {name: torch.zeros_like(p) for name, p in parameters.items()}

@@ -133,7 +133,7 @@ def test_restarts_keep_the_strongest_of_each_image(case, targeted):
 def test_survivors_are_right_at_the_start_and_after_every_step(model, task, attack):
     fit(model, Recipe(2, 32, 0.1), task.train, task.val, seed=0)
     model.eval()
-    attack = replace(attack, eps=attack.eps / 2, step_size=attack.step_size / 4, steps=8)
+    attack = replace(attack, eps=attack.eps * 0.75, step_size=attack.step_size / 2, steps=8)
     x, y = next(task.test.batches(200))
     y = (y + 1) % 5 if attack.targeted else y
     draw = lambda: torch.Generator(x.device).manual_seed(0)

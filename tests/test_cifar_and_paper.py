@@ -9,10 +9,12 @@ import torch
 from PIL import Image
 from torchvision.models import resnet18, resnet50
 
-from dwlth import checkpoints, masks, models, presets, tickets
+from dwlth import masks, models, presets, tickets
 from dwlth.__main__ import main
-from dwlth.presets import Run
+from dwlth.outside import checkpoints
 from dwlth.results import Folder, read_table
+from dwlth.running.settings import override
+from dwlth.runs import Run
 
 CPU = ["--device", "cpu", "--workers", "1"]
 SMALL = ["transfer.batch_size=8", "imp.batch_size=8", "transfer.epochs=1", "imp.epochs=1", "evaluation.steps=2"]
@@ -66,8 +68,8 @@ def paper(images, tmp_path_factory):
     cut += [f"pretrain.{source}.where={root / 'given.pth.tar'}" for source in presets.SOURCES]
     args = ["paper", *settings(*cut), "--results", str(root), "--data", str(images)]
     assert main(["run", *args, *CPU, "--source", "fast_adversarial"]) == 0
-    preset = presets.get("paper").override([*SMALL, *cut])
-    return preset, Folder(root, preset.name, images), args, net
+    preset = override(presets.get("paper"), [*SMALL, *cut])
+    return preset, Folder(preset, root, images), args, net
 
 
 def test_paper(paper):
@@ -76,7 +78,7 @@ def test_paper(paper):
     assert table["stage"].value_counts().to_dict() == {"pretrain": 1, "imp": 2, "transfer": 3 * 2 * 2}
     standard = table[(table["stage"] == "transfer") & (table["regime"] == "standard")]
     assert standard["sa_best_ra"].isna().all() and standard["ra"].notna().all()  # it validates SA alone
-    mask, about = tickets.load(folder.ticket(Run("imp", "fast_adversarial", 0), 2))
+    mask, about = tickets.load(folder.ticket(Run("imp", "fast_adversarial", 0, 2)))
     assert mask.sparsity == pytest.approx(0.36, abs=1e-6)
     assert about["belongs_to"] == masks.fingerprint(masks.prunable(net))
 
@@ -85,7 +87,7 @@ def test_a_ticket_goes_out_and_comes_back(paper, tmp_path, capsys):
     """To the reference code's format, through torch.nn.utils.prune, and back: the same bits."""
     preset, folder, args, net = paper
     words = ["--source", "fast_adversarial", "--round", "2"]
-    file, path = tmp_path / "2-checkpoint.pth.tar", folder.ticket(Run("imp", "fast_adversarial", 0), 2)
+    file, path = tmp_path / "2-checkpoint.pth.tar", folder.ticket(Run("imp", "fast_adversarial", 0, 2))
     before = path.read_bytes()
     assert main(["export", args[0], str(file), *args[1:], *words]) == 0
     exported = checkpoints.read(file)

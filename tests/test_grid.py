@@ -5,13 +5,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from dwlth import data, grid, masks, presets, sources, tickets, transfer
+from dwlth import data, masks, presets, sources, tickets, transfer
 from dwlth.__main__ import main
-from dwlth.errors import NotYet
+from dwlth.attacks import Attack
+from dwlth.errors import DwlthError, NotYet
+from dwlth.evaluation import evaluate
 from dwlth.files import read_tensors
-from dwlth.presets import Run
 from dwlth.results import Folder, read_table
-from dwlth.training import evaluate
+from dwlth.running import grid, machine
+from dwlth.running.settings import override
+from dwlth.runs import Run
 
 
 @pytest.fixture
@@ -20,61 +23,69 @@ def small(tiny):
     return replace(tiny, pretrain={"standard": tiny.pretrain["standard"]}, rounds=(0, 2), fractions=(1.0,))
 
 
-def test_units_hold_transfers_that_can_train_side_by_side(tiny):
+def test_units_hold_runs_that_can_train_side_by_side(tiny):
+    tiny = replace(tiny, seeds=3)
     runs = tiny.grid()
     found = grid.units(tiny, runs)
     assert sorted(map(str, runs)) == sorted(str(run) for unit in found for run in unit)
     for unit in found:
-        assert len(unit) <= tiny.together and len({(r.stage, r.regime, r.fraction, r.seed) for r in unit}) == 1
-        assert len(unit) == 1 or unit[0].stage == "transfer"
-    assert max(map(len, found)) == 7
+        recipes = {repr(tiny.recipe(run)) for run in unit}
+        assert len(unit) <= tiny.together and len({(r.stage, r.downstream, r.fraction) for r in unit}) == 1
+        assert len(recipes) == 1
+        assert len(unit) == 1 or unit[0].stage != "imp" or len({r.round for r in unit}) == 1
+    assert {stage: max(len(u) for u in found if u[0].stage == stage) for stage in ("pretrain", "imp", "transfer")} == {
+        "pretrain": 3,
+        "imp": 3,
+        "transfer": 10,
+    }
     assert all(len(unit) == 1 for unit in grid.units(replace(tiny, together=1), runs))
 
 
 def test_complete_does_what_is_left_and_makes_lost_files_again(small, tmp_path):
-    folder = Folder(tmp_path, small.name)
+    folder = Folder(small, tmp_path)
+    keeps_none = replace(folder, preset=replace(small, keep_networks=False))
     runs = small.grid()
     with pytest.raises(
         NotYet, match=r"7 runs are left, about \d.*here \(cpu, 1 at a time\).*python -m dwlth run digits"
     ):
-        grid.complete(small, runs, folder, minutes=1e-4, device="cpu", workers=1)
-    table = grid.complete(small, runs, folder, files=True, device="cpu", workers=1, minutes=1000)
+        grid.complete(folder, runs, minutes=1e-4)
+    table = grid.complete(folder, runs, files=True, minutes=1000)
     assert len(table) == len(runs) == 7
 
     run = next(run for run in runs if run.regime == "adversarial" and run.round == 2)
     written = folder.table.stat().st_mtime_ns
-    network = folder.network(small.run_id(run))
+    network = folder.network(run)
     before, _ = read_tensors(network, "network")
     network.unlink()
-    assert grid.left(small, runs, folder) == [] and grid.left(small, runs, folder, files=True) == [run]
-    assert grid.complete(small, [run], folder, device="cpu", workers=1).equals(table) and not network.exists()
-    assert grid.complete(small, [run], folder, files=True, device="cpu", workers=1).equals(table)
+    assert grid.left(folder, runs) == [] and grid.left(folder, runs, files=True) == [run]
+    assert grid.complete(keeps_none, [run]).equals(table) and not network.exists()
+    assert grid.complete(folder, [run], files=True).equals(table)
     after, _ = read_tensors(network, "network")
     # alone now, where it was trained beside the others: the same bits
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
     assert folder.table.stat().st_mtime_ns == written  # a row stays when its run is done once more
 
-    model = transfer.load(small, run, folder, "cpu")
-    mask = tickets.find(small, run, folder, sources.load(small, run, folder, "cpu"))
+    model = transfer.load(folder, run)
+    mask = tickets.find(folder, run, sources.load(folder, run))
     assert all((weight[~mask[name]] == 0).all() for name, weight in masks.prunable(model.net).items())
     task = data.load(run.downstream)
     row = table[(table["regime"] == "adversarial") & (table["round"] == 2)].iloc[0]
-    assert evaluate(model, task.test, presets.Attack(), 0)[0] == pytest.approx(row["sa"], abs=1e-6)
+    assert evaluate(model, task.test, Attack(), 0)[0] == pytest.approx(row["sa"], abs=1e-6)
 
 
 def test_threads_are_a_share_of_the_cores_or_as_the_environment_says(monkeypatch):
-    monkeypatch.setattr(grid, "_cores", lambda: 8)
+    monkeypatch.setattr(machine, "_cores", lambda: 8)
     for said, threads in (("", 4), ("3", 3), ("0", 1)):
         monkeypatch.setenv("OMP_NUM_THREADS", said)
-        assert grid.threads(2) == threads and grid.threads(100) == (1 if said != "3" else 3)
+        assert machine.threads(2) == threads and machine.threads(100) == (1 if said != "3" else 3)
 
 
 def test_a_plan_needs_no_data(tmp_path):
     cifar = presets.get("cifar")
     cifar = replace(cifar, pretrain={"standard": cifar.pretrain["standard"]}, rounds=(0,), fractions=(0.01,), seeds=1)
     few = ["pretrain.validation.steps=1", "transfer.validation.steps=1"]  # of the time that steps take
-    cifar = cifar.override([*few, "transfer.adversarial.attack.steps=1", "evaluation.steps=1"])
-    said = grid.plan(cifar, cifar.grid(), Folder(tmp_path, "cifar", tmp_path / "nothing"), "cpu", 1)
+    cifar = override(cifar, [*few, "transfer.adversarial.attack.steps=1", "evaluation.steps=1"])
+    said = grid.plan(Folder(cifar, tmp_path, tmp_path / "nothing"), cifar.grid(), 1)
     assert "pretrain     0     1" in said and "left on this machine (cpu, 1 at a time)" in said
     assert not (tmp_path / "nothing").exists()
 
@@ -88,14 +99,14 @@ def test_blank_images_have_the_published_numbers(name, images):
 
 def test_half_precision_sources(small, tmp_path):
     small = replace(small, half_sources=True, rounds=(0,))
-    folder, run = Folder(tmp_path, small.name), Run("pretrain", "standard", 0)
-    grid.complete(small, [run], folder, device="cpu", workers=1)
+    folder, run = Folder(small, tmp_path), Run("pretrain", "standard", 0)
+    grid.complete(folder, [run])
     weights, about = read_tensors(folder.source(run), "source")
     assert weights["conv1.weight"].dtype == torch.float16 and weights["bn1.running_var"].dtype == torch.float32
-    model = sources.load(small, run, folder, "cpu")
+    model = sources.load(folder, run)
     assert masks.prunable(model.net)["conv1.weight"].dtype == torch.float32
     task = data.load("digits0-4")
-    assert evaluate(model, task.test, presets.Attack(), 0)[0] == pytest.approx(about["sa"], abs=1e-6)
+    assert evaluate(model, task.test, Attack(), 0)[0] == pytest.approx(about["sa"], abs=1e-6)
     assert small.run_id(run) != replace(small, half_sources=False).run_id(run)
 
 
@@ -114,3 +125,79 @@ def test_autoattack_of_the_dense_network_and_the_double_win_ticket(tiny_args, tm
     assert (rows["ra_pgd"] <= rows["sa"]).all() and rows["command"].str.startswith("python -m dwlth autoattack").all()
     assert main(["autoattack", *args, "--tolerance", "100"]) == 0  # nothing left
     assert "runs ok" not in capsys.readouterr().out
+
+
+def test_bad_input_of_one_run_fails_that_run_alone(small, tmp_path, monkeypatch):
+    small = replace(small, rounds=(0,))
+    do = grid.DO["transfer"]
+
+    def refuse(folder, runs, **training):
+        if runs[0].regime == "standard":
+            raise DwlthError("bad.png: not an image")
+        return do(folder, runs, **training)
+
+    monkeypatch.setitem(grid.DO, "transfer", refuse)
+    folder = Folder(small, tmp_path)
+    ends = grid.run_all(folder, grid.left(folder, small.grid()))
+    assert {(run.stage, run.regime): end for run, end in ends.items()} == {
+        ("pretrain", ""): "ok",
+        ("transfer", "standard"): "failed",
+        ("transfer", "adversarial"): "ok",
+    }
+    assert any(record["result"].get("error") == "bad.png: not an image" for record in folder.records())
+
+
+def test_a_transient_error_of_the_disk_sets_no_source_aside(small, tmp_path, monkeypatch):
+    folder, run = Folder(small, tmp_path), Run("pretrain", "standard", 0)
+    grid.run_all(folder, [run])
+
+    def broken(*_, **__):
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("dwlth.files.safe_open", broken)
+        with pytest.raises(OSError, match="Input/output"):
+            folder.has(run)
+    assert folder.source(run).exists() and folder.has(run)
+
+
+def test_an_imported_ticket_is_neither_trained_nor_overwritten(small, tmp_path):
+    folder = Folder(replace(small, rounds=(0, 1)), tmp_path)
+    source, first = Run("pretrain", "standard", 0), Run("imp", "standard", 0)
+    grid.run_all(folder, [source])
+    net = sources.load(folder, source).net
+    mask = masks.prune(masks.dense(net), masks.random(net, 7), 0.2)
+    belongs_to = masks.fingerprint(masks.prunable(net))
+    about = {"id": folder.preset.run_id(first), "method": "imported from x.pth", "belongs_to": belongs_to}
+    tickets.save(folder.ticket(first.pruned), mask, **about)
+    before = folder.ticket(first.pruned).read_bytes()
+    todo = grid.left(folder, folder.preset.grid())
+    assert first not in todo and len(todo) == 4
+    assert set(grid.run_all(folder, todo).values()) == {"ok"}
+    assert folder.ticket(first.pruned).read_bytes() == before
+
+
+def test_processes_end_their_own_workers_alone():
+    import multiprocessing
+    import time
+
+    other = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(60,))
+    other.start()
+    try:
+        with pytest.raises(KeyboardInterrupt), machine.processes(1, 1) as pool:
+            pool.submit(time.sleep, 0).result()
+            workers = list(pool._processes.values())
+            raise KeyboardInterrupt
+        assert other.is_alive() and not any(worker.is_alive() for worker in workers)
+    finally:
+        other.terminate()
+        other.join()
+
+
+def test_the_parent_fetches_each_data_set_once(small, tmp_path, monkeypatch):
+    fetched = []
+    monkeypatch.setattr(grid, "fetch", lambda name, root: fetched.append((name, root)))
+    monkeypatch.setattr(grid, "run_grid", lambda *_, **__: {})
+    folder = Folder(small, tmp_path, "there")
+    grid.run_all(folder, small.grid(), workers=2)
+    assert sorted(fetched) == [("digits0-4", "there"), ("digits5-9", "there")]

@@ -4,7 +4,8 @@ import pytest
 
 from dwlth import presets
 from dwlth.errors import DwlthError
-from dwlth.presets import Run
+from dwlth.running.settings import override
+from dwlth.runs import Run
 
 DIGITS = presets.get("digits")
 TRANSFER = Run("transfer", "standard", 0, 4, downstream="digits5-9", regime="adversarial", fraction=0.1)
@@ -12,7 +13,7 @@ TRANSFER = Run("transfer", "standard", 0, 4, downstream="digits5-9", regime="adv
 
 def test_the_grid_of_digits():
     runs = DIGITS.grid()
-    assert len(runs) == len(set(runs)) == 2 * 3 * (1 + 19 + 7 * 2 * 3)
+    assert len(runs) == len(set(runs)) == 6 * 3 * (1 + 19 + 7 * 2 * 2)
     place = {run: i for i, run in enumerate(runs)}
     assert all(place[need] < place[run] for run in runs for need in run.needs())
 
@@ -28,30 +29,30 @@ def test_ids_are_of_the_whole_configuration():
         "pretrain.weight_decay=0.1",
         "evaluation.steps=50",
         "prune_rate=0.3",
-        "network=other",
+        "network=small_resnet32",
     ):
-        assert DIGITS.override([setting]).run_id(TRANSFER) != id_, setting
+        assert override(DIGITS, [setting]).run_id(TRANSFER) != id_, setting
 
 
 def test_ids_hold_nothing_else():
     """What a run does not depend on leaves its id alone, so a grid can be widened."""
     for setting in ("seeds=7", "fractions=0.1", "rounds=0,4", "transfer.standard.lr=1.0", "imp.adversarial.epochs=9"):
-        assert DIGITS.override([setting]).run_id(TRANSFER) == DIGITS.run_id(TRANSFER), setting
+        assert override(DIGITS, [setting]).run_id(TRANSFER) == DIGITS.run_id(TRANSFER), setting
     dense = replace(TRANSFER, round=0)
-    assert DIGITS.override(["imp.epochs=9"]).run_id(dense) == DIGITS.run_id(dense)
+    assert override(DIGITS, ["imp.epochs=9"]).run_id(dense) == DIGITS.run_id(dense)
 
 
 def test_settings_reach_every_recipe_or_one():
-    both = DIGITS.override(["transfer.epochs=5"])
+    both = override(DIGITS, ["transfer.epochs=5"])
     assert {recipe.epochs for recipe in both.transfer.values()} == {5}
-    one = DIGITS.override(["transfer.adversarial.attack.steps=3", "fractions=0.5,0.1", "imp.lr=1"])
+    one = override(DIGITS, ["transfer.adversarial.attack.steps=3", "fractions=0.5,0.1", "imp.lr=1"])
     assert one.transfer["adversarial"].attack.steps == 3 and one.transfer["standard"].attack.steps == 0
     assert one.fractions == (0.5, 0.1) and one.imp["standard"].lr == 1.0
 
 
 def test_settings_that_change_the_runs_change_the_folder():
-    assert DIGITS.override(["seeds=3", "rounds=0,4"]).name == "digits"
-    one, two = DIGITS.override(["transfer.epochs=5"]).name, DIGITS.override(["transfer.epochs=6"]).name
+    assert override(DIGITS, ["seeds=3", "rounds=0,4"]).name == "digits"
+    one, two = override(DIGITS, ["transfer.epochs=5"]).name, override(DIGITS, ["transfer.epochs=6"]).name
     assert len({"digits", one, two}) == 3 and one.startswith("digits-")
 
 
@@ -69,16 +70,18 @@ def test_settings_that_change_the_runs_change_the_folder():
         ("evaluation.targeted=True", "evaluation: a targeted attack"),
         ("transfer.attack.targeted=True", "recipe: a targeted attack"),
         ("prune_rate=-0.2", "prune_rate is -0.2"),
-        ("fractions=0.0", "fractions holds 0.0"),
-        ("rounds=0,-1", "rounds holds -1"),
+        ("fractions=0.0", "fractions is .0.0,.: give numbers above 0"),
+        ("rounds=0,-1", "rounds is .0, -1.: give 0"),
         ("methods=best", "unknown method 'best'.*oneshot"),
         ("seeds=0", "seeds is 0"),
+        ("network=resnet51", "network is resnet51: give one of .*resnet50"),
+        ("upstream=mnist", "unknown dataset 'mnist'.*cifar10"),
         ("name=x", "no setting 'name'"),
     ],
 )
 def test_refuses_bad_settings(setting, message):
     with pytest.raises(DwlthError, match=message):
-        DIGITS.override([setting])
+        override(DIGITS, [setting])
 
 
 def test_refuses_an_unknown_preset():

@@ -5,11 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from dwlth import masks, models, training
+from dwlth import evaluation, masks, models, training
 from dwlth.attacks import Attack
 from dwlth.errors import DwlthError
+from dwlth.evaluation import evaluate
 from dwlth.recipe import Recipe
-from dwlth.training import OutOfTime, TrainingFailed, catastrophic_overfitting, evaluate, fit
+from dwlth.training import OutOfTime, TrainingFailed, catastrophic_overfitting, fit
 
 STANDARD = Recipe(epochs=3, batch_size=32, lr=0.1, schedule="cosine")
 ADVERSARIAL = Recipe(
@@ -200,7 +201,7 @@ def test_only_fgsm_training_in_the_same_ball_is_watched(attack):
 
 
 def test_bfloat16_measures_and_trains_as_float32_does(task, device, monkeypatch):
-    if training.available_precision("bfloat16", device) != "bfloat16":
+    if evaluation.available_precision("bfloat16", device) != "bfloat16":
         pytest.skip("needs bfloat16 units")
     pgd = Attack(0.1, 0.025, 5)
     recipe = replace(STANDARD, epochs=4, attack=replace(pgd, bn="train"), precision="bfloat16")
@@ -210,36 +211,35 @@ def test_bfloat16_measures_and_trains_as_float32_does(task, device, monkeypatch)
     full, half = (evaluate(model, task.test, pgd, 0, precision=name) for name in ("float32", "bfloat16"))
     assert full[0] > 0.8 and full[1] > 0.3
     assert half == pytest.approx(full, abs=3.5 / len(task.test))  # some three images on the border
-    monkeypatch.setattr(training, "available_precision", lambda *_: "float32")  # as where the units are missing
+    monkeypatch.setattr(evaluation, "available_precision", lambda *_: "float32")  # as where the units are missing
     assert evaluate(model, task.test, pgd, 0, precision="bfloat16") == full
     with pytest.raises(DwlthError, match="precision is 'half', not one of float32, tf32, bfloat16"):
         replace(STANDARD, precision="half")
 
 
-def test_replayed_is_the_work_on_each_batch():
-    seen, recorded = [], []
-
-    def capture(work):
-        recorded.append(len(seen))
-        return work
-
-    replayed = training.Replayed(lambda x, y: seen.append((x.clone(), y.clone())), capture, warm_up=2)
-    sizes = (4, 4, 4, 4, 3, 4)
-    batches = [(torch.full((n, 2), i), torch.arange(n) + i) for i, n in enumerate(sizes)]
-    for batch in batches:
-        replayed(*batch)
-    assert recorded == [2]  # after the warm-up, once
-    assert all(torch.equal(a, b) for batch, was in zip(batches, seen) for a, b in zip(batch, was))
-    assert len(seen) == len(batches)
+def test_the_one_cycle_schedule_rises_and_falls_step_by_step():
+    recipe = Recipe(epochs=10, batch_size=32, lr=0.2, schedule="onecycle", warm_up=0.2)
+    rates = [recipe.lr_at(epoch, part) for epoch, part in ((0, 0), (0, 0.5), (1, 0), (2, 0), (6, 0), (9, 0.5))]
+    assert rates == pytest.approx([0, 0.05, 0.1, 0.2, 0.1, 0.0125])
+    with pytest.raises(DwlthError, match="warm_up is 0.2, schedule constant"):
+        Recipe(epochs=1, batch_size=1, lr=0.1, warm_up=0.2)
 
 
-def test_training_by_replays_is_the_same_training(model, task):
-    """On a CPU the recorded step is run again in Python: it depends on nothing that a CUDA graph would not see."""
-    recipe = replace(ADVERSARIAL, lr=0.05, schedule="cosine")
-    mask = masks.prune(masks.dense(model.net), masks.magnitude(model.net), 0.5)
-    start, ends = state(model), []
-    for graphs in (False, True):
+def test_sound_keeps_the_last_epoch_without_overfitting_also_when_resumed(model, task, tmp_path, monkeypatch):
+    fgsm, pgd = Attack(0.1, 0.125, 1), Attack(0.1, 0.05, 2)
+    recipe = Recipe(epochs=4, batch_size=64, lr=0.1, attack=fgsm, validation=pgd, keep="sound")
+    epochs = lambda row: row["val_sa"] is not None and row["epoch"] >= 2  # it overfits from epoch 2 on
+    monkeypatch.setattr(training, "catastrophic_overfitting", epochs)
+    start, kept = state(model), []
+    with pytest.warns(UserWarning, match="catastrophic overfitting in epoch 2"):
+        straight = fit(model, recipe, task.train, task.val, seed=0)
+    for stop in (1, 2):
         model.load_state_dict(start)
-        history = fit(model, recipe, task.train, task.val, seed=0, mask=mask, graphs=graphs).history
-        ends.append((state(model), science(history)))
-    assert ends[0][1] == ends[1][1] and same(ends[0][0], ends[1][0])
+        path = tmp_path / f"{stop}.pt"
+        with pytest.raises(OutOfTime):
+            options = {"checkpoint": path, "on_epoch": lambda row, stop=stop: row["epoch"] == stop}
+            fit(model, recipe, task.train, task.val, seed=0, **options)
+        kept.append(fit(model, recipe, task.train, task.val, seed=0, checkpoint=path).best["sound"])
+    for best in kept:
+        assert best["epoch"] == straight.best["sound"]["epoch"] == 1
+        assert same(best["state"], straight.best["sound"]["state"])

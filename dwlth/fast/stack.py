@@ -21,8 +21,9 @@ def side_by_side(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
 
 
 class Stack(Classifier):
-    """Several classifiers of one architecture and normalisation as one network with grouped convolutions: small ones
-    side by side take little more time than one, whose cost is that of starting operations, not of the arithmetic.
+    """Several classifiers of one architecture, each with its own normalisation, as one network with grouped
+    convolutions: small ones side by side take little more time than one, whose cost is that of starting operations, not
+    of the arithmetic.
 
     A batch holds each image once per member: row n * members + m of the images (float [N * members, C, H, W]), and of
     the logits (float [N * members, classes]), is image n for member m. Nothing flows from one member to another, and on
@@ -38,15 +39,17 @@ class Stack(Classifier):
                 if isinstance(module, (nn.Conv2d, nn.BatchNorm2d, nn.Linear)):
                     self.net.set_submodule(name, _grouped(module, self.members))
         self.net.load_state_dict(side_by_side([member.net.state_dict() for member in members]))
+        self.mean = torch.cat([member.mean for member in members])  # [members, C, 1, 1]
+        self.std = torch.cat([member.std for member in members])
         self.to(first.mean.device, memory_format=torch.channels_last)
-        self._like = (copy.deepcopy(first),)  # in a tuple, so that it is no part of this network
+        self._like = tuple(map(copy.deepcopy, members))  # in a tuple, so that they are no part of this network
 
     def forward(self, x: Tensor) -> Tensor:
-        x = ((x - self.mean) / self.std).unflatten(0, (-1, self.members)).flatten(1, 2)  # [N, members * C, H, W]
-        return self.net(x).unflatten(1, (self.members, -1)).flatten(0, 1)
+        x = (x.unflatten(0, (-1, self.members)) - self.mean) / self.std
+        return self.net(x.flatten(1, 2)).unflatten(1, (self.members, -1)).flatten(0, 1)
 
     def alone(self) -> list[Classifier]:
-        members = [copy.deepcopy(self._like[0]) for _ in range(self.members)]
+        members = [copy.deepcopy(like) for like in self._like]
         state = self.net.state_dict()
         parts = {name: t.chunk(self.members) if t.ndim else [t] * self.members for name, t in state.items()}
         for member, one in enumerate(members):
