@@ -250,15 +250,23 @@ def test_unreadable_files_are_counted(runs, folder):
         assert "not counted: 1 (" in text(find(box, "set-aside")) and f"{path.name}.bad" in text(find(box, "set-aside"))
 
 
-def test_a_redraw_of_10_000_rows_is_quick(runs):
-    rows = pd.concat([runs.assign(seed=runs["seed"] + 2 * k) for k in range(37)], ignore_index=True)
-    assert len(rows) > 10_000
-    box = explorer(rows, fraction=1.0)
-    began = time.time()
+def test_a_move_draws_what_it_changes_and_once(runs, monkeypatch):
+    calls = []
+
+    def counted(place, name):
+        real = getattr(place, name)
+        monkeypatch.setattr(place, name, lambda *args: calls.append(name) or real(*args))
+
+    counted(figures, "curve")
+    counted(widgets, "judge")
+    counted(widgets, "scoreboard")
+    box = explorer(runs, fraction=1.0)
+    calls.clear()
     find(box, "round").value = 6
-    seconds = time.time() - began
-    print(f"a redraw of {len(rows)} rows: {seconds:.2f} seconds")
-    assert seconds < 5
+    assert calls == ["curve", "judge"]
+    calls.clear()
+    find(box, "ra_margin").value = 5.0
+    assert sorted(calls) == ["curve", "judge", "scoreboard"]
 
 
 # the training panel
