@@ -26,7 +26,7 @@ EPILOG = "Exit codes: 0 all done, 1 some runs failed, 2 bad input, 3 out of time
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns its exit code."""
-    warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
+    before, warnings.formatwarning = warnings.formatwarning, lambda message, *_: f"warning: {message}\n"
     try:
         args = _parser().parse_args(argv)
         return args.command(args)
@@ -39,6 +39,8 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("dwlth: interrupted; the same command goes on from here", file=sys.stderr)
         return 130
+    finally:
+        warnings.formatwarning = before
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,6 +1,6 @@
 """Evaluation: standard accuracy (SA), and robust accuracy (RA) under an attack."""
 
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 
@@ -25,20 +25,19 @@ def available_precision(wanted: str, device: str | torch.device) -> str:
 @contextmanager
 def precision_of(name: str, device: torch.device):
     """Convolutions and products in this precision; on a GPU by its fastest algorithms, or its deterministic ones where
-    torch.use_deterministic_algorithms says so."""
+    torch.use_deterministic_algorithms says so. A GPU's flags are those of the whole process: there, two threads must
+    not train in two precisions at once. On a CPU nothing is shared."""
     name = available_precision(name, device)
-    matmul, tf32 = torch.backends.cuda.matmul, name == "tf32"
-    before, matmul.allow_tf32 = matmul.allow_tf32, tf32
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    flags = dict(enabled=True, benchmark=not deterministic, deterministic=deterministic, allow_tf32=tf32)
-    try:
-        with (
-            torch.backends.cudnn.flags(**flags),
-            torch.autocast(device.type, torch.bfloat16, enabled=name == "bfloat16"),
-        ):
-            yield
-    finally:
-        matmul.allow_tf32 = before
+    with ExitStack() as stack:
+        if device.type == "cuda":
+            matmul, tf32 = torch.backends.cuda.matmul, name == "tf32"
+            stack.callback(setattr, matmul, "allow_tf32", matmul.allow_tf32)
+            matmul.allow_tf32 = tf32
+            deterministic = torch.are_deterministic_algorithms_enabled()
+            flags = dict(enabled=True, benchmark=not deterministic, deterministic=deterministic, allow_tf32=tf32)
+            stack.enter_context(torch.backends.cudnn.flags(**flags))
+        stack.enter_context(torch.autocast(device.type, torch.bfloat16, enabled=name == "bfloat16"))
+        yield
 
 
 def evaluate(

@@ -74,7 +74,7 @@ def test_settings_that_change_the_runs_change_the_folder():
         ("rounds=0,-1", "rounds is .0, -1.: give 0"),
         ("methods=best", "unknown method 'best'.*oneshot"),
         ("seeds=0", "seeds is 0"),
-        ("network=resnet51", "network is resnet51: give one of .*resnet50"),
+        ("network=resnet51", "network is 'resnet51': give one of .*resnet50"),
         ("upstream=mnist", "unknown dataset 'mnist'.*cifar10"),
         ("name=x", "no setting 'name'"),
     ],

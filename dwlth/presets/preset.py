@@ -6,7 +6,7 @@ from typing import Any
 
 from dwlth.attacks import Attack
 from dwlth.data import check_name
-from dwlth.errors import DwlthError
+from dwlth.errors import DwlthError, check
 from dwlth.masks import METHODS
 from dwlth.models import NETWORKS
 from dwlth.recipe import Given, Recipe
@@ -75,22 +75,23 @@ class Preset:
     many changes no bits; that there are more than one does, and is part of the id."""
 
     def __post_init__(self):
-        def check(name: str, right: bool, what: str) -> None:
-            if not right:
-                raise DwlthError(f"{name} is {getattr(self, name)}: give {what}")
-
-        check("prune_rate", 0 < self.prune_rate < 1, "a fraction above 0 and below 1")
-        check("seeds", self.seeds >= 1, "1 or more")
-        check("together", self.together >= 1, "1 or more")
-        check("per_source", self.per_source >= 1, "1 or more")
-        check("order", self.order in ("given", "content"), "given or content")
-        check("splits", self.splits in ("fixed", "by seed"), "fixed or by seed")
-        check("network", self.network in NETWORKS, f"one of {', '.join(NETWORKS)}")
-        check("rounds", min(self.rounds) >= 0, "0 (the dense network) or more")
-        check("fractions", all(0 < fraction <= 1 for fraction in self.fractions), "numbers above 0 and at most 1")
-        check(
-            "margins", self.margins.keys() == {"sa", "ra"} and min(self.margins.values()) >= 0, "points for sa and ra"
-        )
+        right = {
+            "prune_rate": (0 < self.prune_rate < 1, "a fraction above 0 and below 1"),
+            "seeds": (self.seeds >= 1, "1 or more"),
+            "together": (self.together >= 1, "1 or more"),
+            "per_source": (self.per_source >= 1, "1 or more"),
+            "order": (self.order in ("given", "content"), "given or content"),
+            "splits": (self.splits in ("fixed", "by seed"), "fixed or by seed"),
+            "network": (self.network in NETWORKS, f"one of {', '.join(NETWORKS)}"),
+            "rounds": (min(self.rounds) >= 0, "0 (the dense network) or more"),
+            "margins": (
+                self.margins.keys() == {"sa", "ra"} and min(self.margins.values()) >= 0,
+                "points for sa and ra",
+            ),
+            "fractions": (all(0 < fraction <= 1 for fraction in self.fractions), "numbers above 0 and at most 1"),
+        }
+        for name, (fine, what) in right.items():
+            check(name, getattr(self, name), fine, what)
         if self.evaluation.targeted:
             raise DwlthError("evaluation: a targeted attack takes targets, but tests give the true labels")
         for method in self.methods:
