@@ -50,12 +50,12 @@ def estimate(folder: Folder, runs: list[Run], threads: int = 0) -> dict[Run, flo
         return {run: cost(run) for run in runs}
 
 
-def passes(folder: Folder, run: Run) -> float:
+def passes(folder: Folder, run: Run) -> int:
     """How often a run takes an image through its network, forward and back: in proportion to its time, but for what is
     small. Without a clock, so it is at once there, to share out a progress bar."""
     recipe, preset = folder.preset.recipe(run), folder.preset
     if isinstance(recipe, Given) or run.stage == "autoattack":
-        return 1.0
+        return 1
     name = run.downstream or preset.upstream
     task = data.blank(name) or folder.dataset(name, 0)
     images = len(task.test) * (1 + preset.evaluation.steps)
@@ -63,7 +63,7 @@ def passes(folder: Folder, run: Run) -> float:
         images += recipe.epochs * run.fraction * len(task.train) * (1 + recipe.attack.steps)
         validations = sum(map(recipe.validates, range(recipe.epochs)))
         images += validations * len(task.val) * (1 + recipe.validation.steps)
-    return images
+    return round(images)
 
 
 def _step_seconds(preset: Preset, device: str, task: data.Dataset, recipe: Recipe, members: int, size: int) -> float:

@@ -218,7 +218,7 @@ def run_grid(
     slots: int = 1,
     deadline: float = math.inf,
     progress: bool = True,
-    weight: Callable[[Run], float] = lambda run: 1.0,
+    weight: Callable[[Run], int] = lambda run: 1,
 ) -> dict[Run, str]:
     """Do units of runs (each listed after those it needs) with `work`, which returns the status of each run; returns
     the statuses.
