@@ -284,7 +284,7 @@ def test_a_run_whose_loss_is_nan_is_recorded_and_the_others_go_on(road, tmp_path
     assert len(table) == 1 + 3 + 12
     assert (table["status"] == "failed").equals(table["regime"] == "standard")
     assert table["sa"].isna().equals(table["status"] == "failed")
-    assert captured.err.count("the loss became nan in epoch 0 (lr 1e+30)") == 6
+    assert captured.err.count("the loss became nan in epoch ") == 6
     assert "6 runs failed (diverged): each counts against its ticket" in captured.out
 
 
