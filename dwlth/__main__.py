@@ -14,7 +14,7 @@ from pathlib import Path
 from dwlth import presets, verdict
 from dwlth.errors import DwlthError, NotYet
 from dwlth.outside import tickets
-from dwlth.results import Folder
+from dwlth.results import Folder, read_record
 from dwlth.running import grid, machine
 from dwlth.running.settings import override
 from dwlth.runs import STAGES, Run
@@ -154,7 +154,8 @@ def _do(args, folder: Folder, runs: list[Run]) -> int:
     if todo:
         print(", ".join(f"{count} runs {status}" for status, count in ends.items()))
     for failed in (r for r in statuses if statuses[r] == "failed"):
-        print(f"failed: {failed}: see {folder.record(failed)}", file=sys.stderr)
+        why = read_record(folder.record(failed))["result"]["error"]
+        print(f"failed: {failed}: {why} ({folder.record(failed)})", file=sys.stderr)
     if ends["failed"]:
         return 1
     return 3 if ends["stopped"] else 0

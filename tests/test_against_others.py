@@ -117,9 +117,10 @@ def test_autoattack_is_no_weaker_than_ours(trained):
     assert (adv - x).abs().max() <= 0.2 + 1e-5 and adv.min() >= 0 and adv.max() <= 1
 
 
-@pytest.mark.parametrize("ties", [False, True], ids=["random", "ties"])
-def test_the_paper_s_masks_equal_torch_prune_for_all_19_rounds(ties):
-    """ResNet-50: 53 convolutions of 23,454,912 weights. With ties: all weights rounded to hundredths."""
+@pytest.mark.parametrize(("ties", "rounds"), [(False, 19), (True, 5)], ids=["random", "ties"])
+def test_the_paper_s_masks_equal_torch_prune(ties, rounds):
+    """ResNet-50: 53 convolutions of 23,454,912 weights, all 19 rounds. With ties, all weights rounded to hundredths,
+    five."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         net = resnet50(weights=None)
@@ -132,13 +133,13 @@ def test_the_paper_s_masks_equal_torch_prune_for_all_19_rounds(ties):
     mask = masks.dense(net)
     assert len(mask) == 53 and mask.total == mask.kept == 23_454_912
     kept = [mask.kept]
-    for _ in range(19):
+    for _ in range(rounds):
         mask = masks.prune(mask, scores, 0.2)
         prune.global_unstructured(reference, prune.L1Unstructured, amount=0.2)
         for (module, _), tensor in zip(reference, mask.values()):
             assert torch.equal(module.weight_mask, tensor.float())
         kept.append(mask.kept)
-    assert kept == KEPT
+    assert kept == KEPT[: rounds + 1]
 
 
 KEPT = [23_454_912]
@@ -175,16 +176,23 @@ def test_masks_in_place_equal_torch_prune_after_50_steps():
 
 
 @pytest.mark.parametrize(
-    "attack",
-    [Attack(), Attack(0.2, 0.05, 10, bn="train"), Attack(0.2, 0.25, 1, bn="train")],
-    ids=["standard", "adversarial", "fast adversarial"],
+    ("attack", "nesterov", "decay_norms"),
+    [
+        (Attack(), False, True),
+        (Attack(0.2, 0.05, 10, bn="train"), False, True),
+        (Attack(0.2, 0.25, 1, bn="train"), False, True),
+        (Attack(), True, True),
+        (Attack(), True, False),
+    ],
+    ids=["standard", "adversarial", "fast adversarial", "nesterov", "nesterov, no decay of norms"],
 )
-def test_one_epoch_equals_a_loop_written_out_step_by_step(attack):
+def test_one_epoch_equals_a_loop_written_out_step_by_step(attack, nesterov, decay_norms):
     """Order, attack, batch norm, momentum, weight decay and mask, against plain arithmetic; in float64."""
     task = data.load("digits5-9")
     model, other = (models.build("small_resnet", task.classes, task.mean, task.std, seed=0).double() for _ in range(2))
     mask = masks.prune(masks.dense(model.net), masks.magnitude(model.net), 0.5)
     recipe = Recipe(epochs=1, batch_size=64, lr=0.05, momentum=0.9, weight_decay=0.01, attack=attack)
+    recipe = replace(recipe, nesterov=nesterov, decay_norms=decay_norms)
     ours = []
     watch = register_optimizer_step_post_hook(lambda *_: ours.append(state(model)))
     row = fit(model, recipe, task.train, task.val, seed=3, mask=mask).history[0]
@@ -197,6 +205,8 @@ def test_one_epoch_equals_a_loop_written_out_step_by_step(attack):
     keep = {name: mask[name].to(p) if name in mask else 1.0 for name, p in parameters.items()}
     for name, p in parameters.items():
         p.data.mul_(keep[name])
+    layers = {f"{name}.weight" for name, m in other.net.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))}
+    decay = {name: 0.01 if decay_norms or name in layers else 0.0 for name in parameters}
     other.train()
     losses = []
     for i in range(0, len(order), 64):
@@ -215,8 +225,10 @@ def test_one_epoch_equals_a_loop_written_out_step_by_step(attack):
         loss.backward()
         losses += [loss.item()] * len(y)
         for name, p in parameters.items():
-            velocity[name] = 0.9 * velocity[name] + p.grad + 0.01 * p.detach()
-            p.data = (p.data - 0.05 * velocity[name]) * keep[name]
+            gradient = p.grad + decay[name] * p.detach()
+            velocity[name] = 0.9 * velocity[name] + gradient
+            step = gradient + 0.9 * velocity[name] if nesterov else velocity[name]
+            p.data = (p.data - 0.05 * step) * keep[name]
         for name, tensor in other.state_dict().items():
             torch.testing.assert_close(ours[i // 64][name], tensor, atol=1e-5, rtol=0, msg=f"step {i // 64}: {name}")
     assert len(ours) == 8 and row["loss"] == pytest.approx(sum(losses) / len(losses), abs=1e-5)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 ROWS = ["step", "evaluation", "pruning", "ties", "tickets", "masking"]
-ROWS += ["crops", "resized", "imports", "arithmetic", "memory"]
+ROWS += ["crops", "resized", "imports", "arithmetic", "small", "memory"]
 PEERS = {  # of which none need be installed
     "step": ["torchattacks", "MadryLab robustness"],
     "evaluation": ["torchattacks", "foolbox", "cleverhans", "ART"],

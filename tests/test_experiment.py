@@ -16,6 +16,9 @@ from dwlth.runs import Run, stream
 from dwlth.show import claims
 
 SETTINGS = ["pretrain.epochs=1", "imp.epochs=1", "transfer.epochs=1", "evaluation.steps=2", "rounds=0,1", "seeds=2"]
+SETTINGS += [f"{stage}.adversarial.attack.steps=2" for stage in ("pretrain", "imp", "transfer")]
+SETTINGS += [f"{name}.validation.steps=2" for name in ("pretrain.fast_adversarial", "pretrain.adversarial")]
+SETTINGS += ["transfer.adversarial.validation.steps=2"]
 
 
 @pytest.fixture(scope="module")

@@ -98,6 +98,7 @@ def test_a_network(small, tmp_path, monkeypatch):
         ("network=resnet51", "network is resnet51: give one of small_resnet"),
         ("methods=snip", "unknown method 'snip': choose from imp, oneshot, random"),
         ("downstream=mnist", "unknown dataset 'mnist': choose from digits0-4"),
+        ("transfer.standard@svnh.lr=0.1", "no recipe 'standard@svnh': choose from standard, adversarial"),
     ],
 )
 def test_a_wrong_name_is_said_before_anything_runs(setting, message, tmp_path, capsys):

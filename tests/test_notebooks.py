@@ -28,6 +28,8 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
 WIDGET = "application/vnd.jupyter.widget-view+json"
 TINY = ["pretrain.epochs=1", "imp.epochs=1", "transfer.epochs=1", "evaluation.steps=2", "rounds=0,2,3", "seeds=3"]
 TINY += [f"{stage}.adversarial.attack.steps=2" for stage in ("pretrain", "imp", "transfer")]
+TINY += [f"{name}.validation.steps=2" for name in ("pretrain.fast_adversarial", "pretrain.adversarial")]
+TINY += ["transfer.adversarial.validation.steps=2"]
 WANT_FILES = [path for path in NOTEBOOKS if path.name[:2] not in ("00", "05")]
 each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 

@@ -15,7 +15,7 @@ from dwlth.presets import SOURCES
 from dwlth.results import Folder, read_record, read_table
 from dwlth.running import grid
 from dwlth.running.settings import override
-from dwlth.runs import Run
+from dwlth.runs import Run, plain
 from dwlth.show import figures, widgets
 
 
@@ -381,6 +381,15 @@ def test_done_runs_show_their_numbers_and_the_first_open_seed_is_offered(folder)
     box = panel(folder, seed=0, **start)
     assert "done, SA" in text(box) and "(from the table)" in text(box)
     assert "not counted: 1 (" in text(find(box, "set-aside"))
+
+
+def test_a_failed_run_of_which_the_table_alone_is_left_is_no_done_one(folder):
+    folder.path.mkdir()
+    ended = {"id": folder.preset.run_id(RUN), "status": "failed"} | dict.fromkeys(("sparsity", "sa", "ra", "seconds"))
+    pd.DataFrame([plain(RUN) | ended]).to_csv(folder.table, index=False)
+    box = panel(folder, seed=0)
+    assert text(box).endswith("seed 0: failed (from the table)") and find(box, "progress").value == 0
+    assert not find(box, "start").disabled
 
 
 def test_a_training_that_would_take_long_is_not_begun(folder):

@@ -42,6 +42,8 @@ def _set(target: Any, path: list[str], text: str, setting: str) -> Any:
     if isinstance(target, dict):
         if key in target:
             return target | {key: _set(target[key], rest, text, setting)}
+        if "@" in key:
+            raise DwlthError(f"--set {setting}: no recipe {key!r}: choose from {', '.join(names)}")
         return {name: _set(item, path, text, setting) for name, item in target.items()}
     if key not in names:
         raise DwlthError(f"--set {setting}: no setting {key!r}: choose from {', '.join(names)}")

@@ -316,6 +316,8 @@ def _known(folder: Folder, run: Run) -> tuple[str, list[dict], float]:
             return text.format(run, result["sa"], result["ra"]), result["history"], 1.0
         table = read_table(folder.table) if folder.table.exists() else pd.DataFrame({"id": []})
         for _, row in table[table["id"] == folder.preset.run_id(run)].iterrows():
+            if row["status"] == "failed":
+                return f"{run}: failed (from the table)", [], 0.0
             return text.format(run, row["sa"], row["ra"]) + " (from the table)", [], 1.0
     except DwlthError as error:
         return f"{error}; Start does the run again", [], 0.0
