@@ -257,7 +257,7 @@ def percent(fraction: float) -> str:
 
 def sparsity_axis(panel: Axes, sparsity: Mapping[int, float]) -> None:
     """An x axis of IMP rounds that says their sparsity (fractions, by round), of many rounds that of every third."""
-    panel.set_xticks(*_ticks(sparsity), rotation=45)
+    panel.set_xticks(*_ticks(sparsity), rotation=90, fontsize="small")  # early rounds are close
     panel.set_xlabel("Sparsity (%)")
 
 
