@@ -13,10 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from dwlth import masks, models, presets
+from dwlth import masks, models, presets, verdict
 from dwlth.__main__ import _parser
 from dwlth.results import read_table
 from dwlth.running.settings import override
+from dwlth.show.claims import scoreboard
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "dwlth"
@@ -179,6 +180,35 @@ def test_numbers_of_the_pages_are_those_of_the_presets():
         net = models.build(presets.get(name).network, 10, (0.5,), (0.5,), seed=0).net
         row = re.search(rf"^\| `{name}` \|.*", README, re.M).group()
         assert f"{masks.dense(net).total:,} convolution weights" in row
+
+
+def test_results_of_the_readme_are_those_of_the_tables():
+    for name, block in re.findall(r"<!-- scoreboard ([\w-]+) -->\n(.*?)<!-- end -->", README, re.S):
+        table = read_table(ROOT / "results" / name / "table.csv")
+        board = scoreboard(table, presets.get(name).margins)
+        rows = [f"| {row.claim} | **{row.answer}** | {row.effect} |" for row in board.itertuples()]
+        assert block.splitlines()[2:] == rows, name
+    table, section = read_table(ROOT / "results" / "digits" / "table.csv"), " ".join(README.split())
+    preset, imp = presets.get("digits"), table[table["method"] == "imp"]
+    found = verdict.verdict(table, preset.margins).set_index(["fraction", "source"])["sparsity"]
+    sparsities = [f"{100 * found[1.0, source]:.2f} %" for source in ("adversarial", "fast_adversarial")]
+    assert found[1.0, "standard"] == 0 and (found[0.1] == 0).all()
+    assert f"adversarial {sparsities[0]}, fast adversarial {sparsities[1]}, standard none" in section
+    runs = imp[imp["stage"] == "transfer"]
+    mean = 100 * runs.groupby(["fraction", "regime", "source", "round"])[["sa", "ra"]].mean()
+    robust = mean["ra"][1.0, "adversarial"].unstack("source")
+    sparse, dense = robust.loc[15], robust.loc[0]
+    assert (
+        f"{sparse['adversarial']:.1f} % (adversarial), {sparse['fast_adversarial']:.1f} % (fast adversarial) and "
+        f"{sparse['standard']:.1f} % (standard); dense it is {dense['adversarial']:.1f}, "
+        f"{dense['fast_adversarial']:.1f} and {dense['standard']:.1f} %" in section
+    )
+    scarce = mean.xs((0.1, 0), level=("fraction", "round"))
+    of = {
+        regime: scarce.loc[regime].loc["adversarial"] - scarce.loc[regime].loc["standard"] for regime in preset.regimes
+    }
+    assert f"has {of['adversarial']['ra']:.1f} points more RA" in section
+    assert f"but {-of['standard']['sa']:.1f} points less SA" in section
 
 
 def test_conda_has_what_the_extras_have():
