@@ -203,6 +203,12 @@ def test_results_of_the_readme_are_those_of_the_tables():
         f"{sparse['standard']:.1f} % (standard); dense it is {dense['adversarial']:.1f}, "
         f"{dense['fast_adversarial']:.1f} and {dense['standard']:.1f} %" in section
     )
+    five = table[(table["stage"] == "transfer") & (table["regime"] == "adversarial") & (table["fraction"] == 1)]
+    five = 100 * five[five["seed"] < 5].groupby(["source", "round", "method"])["ra"].mean()
+    pair = "{0[random]:.1f} % against {0[imp]:.1f} %".format(five["standard", 7])
+    assert f"(at 79.02 % sparsity {pair})" in section
+    pair = "{0[imp]:.1f} % against {0[random]:.1f} %".format(five["adversarial", 15])
+    assert f"(at 96.48 % sparsity {pair})" in section
     scarce = mean.xs((0.1, 0), level=("fraction", "round"))
     of = {
         regime: scarce.loc[regime].loc["adversarial"] - scarce.loc[regime].loc["standard"] for regime in preset.regimes
