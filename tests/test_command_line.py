@@ -361,7 +361,7 @@ def test_images_that_are_not_there_are_said(tmp_path, capsys, tiny_args):
         (["run", "digits", "--seeds", "0"], "seeds is 0"),
         (["run", "digits", "--device", "abacus"], "device 'abacus'"),
         (["run", "digits", "--set", "prune_rate=-0.2"], "prune_rate is -0.2"),
-        (["verdict", "digits", "--tolerance", "-1"], "tolerance is -1"),
+        (["verdict", "digits", "--rule", "mean", "--tolerance", "-1"], "tolerance is -1.0: give points"),
         (["verdict", "digits"], "no finished run yet"),
         (["inspect", "nowhere.json"], "nowhere.json: no such file"),
     ],
