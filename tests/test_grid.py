@@ -141,13 +141,20 @@ def test_bad_input_of_one_run_fails_that_run_alone(small, tmp_path, monkeypatch)
 
     monkeypatch.setitem(grid.DO, "transfer", refuse)
     folder = Folder(small, tmp_path)
+    refused = next(run for run in small.grid() if run.regime == "standard")
+    kept = folder.checkpoint(refused)  # of a training that an earlier call stopped
+    kept.parent.mkdir(parents=True)
+    kept.write_bytes(b"trained so far")
+    monkeypatch.setattr(grid, "_earlier_seconds", lambda checkpoint: 0.0)
     ends = grid.run_all(folder, grid.left(folder, small.grid()))
+    assert kept.exists()
     assert {(run.stage, run.regime): end for run, end in ends.items()} == {
         ("pretrain", ""): "ok",
         ("transfer", "standard"): "failed",
         ("transfer", "adversarial"): "ok",
     }
-    assert any(record["result"].get("error") == "bad.png: not an image" for record in folder.records())
+    why = [record["result"]["error"] for record in folder.records() if record["status"] == "refused"]
+    assert why == ["bad.png: not an image"] and (folder.collect()["status"] == "ok").all()
 
 
 def test_a_transient_error_of_the_disk_sets_no_source_aside(small, tmp_path, monkeypatch):

@@ -140,6 +140,7 @@ class Folder:
             NotYet: without a run that has ended.
         """
         records = self.records()
+        records = [record for record in records if record["status"] != "refused"]  # bad input is no result
         own = [record for record in records if self._owns(record["config"], record["id"])]
         rows = pd.DataFrame([row(record) for record in own]).drop_duplicates(KEY, keep="last") if own else None
         table = read_table(self.table) if self.table.exists() else None

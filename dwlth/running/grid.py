@@ -185,16 +185,18 @@ def execute(
     except OutOfTime:
         return ["stopped"] * len(unit)
     except DwlthError as error:  # bad input of this unit: the others go on
-        found = [{"error": str(error), "history": []}] * len(unit)
+        found = [{"error": str(error), "history": [], "refused": True}] * len(unit)
     seconds = (time.time() - began) / len(unit)
     ends = ["failed" if "error" in result else "ok" for result in found]
-    for run, status, result in zip(unit, ends, found):
-        record = {"id": preset.run_id(run), "status": status, "config": preset.config(run), "result": result}
+    for run, status, result in zip(unit, ends, map(dict, found)):
+        kind = "refused" if result.pop("refused", False) else status  # bad input says nothing of a ticket
+        record = {"id": preset.run_id(run), "status": kind, "config": preset.config(run), "result": result}
         recipe = preset.recipe(run)
         precision = "float32" if isinstance(recipe, Given) else available_precision(recipe.precision, folder.device)
         record["provenance"] = results.provenance(folder.device, precision, len(unit), seconds, command)
         files.write_json(folder.record(run), record)
-    checkpoint.unlink(missing_ok=True)
+    if kind != "refused":  # what is trained so far is of use once the input is right
+        checkpoint.unlink(missing_ok=True)
     return ends
 
 

@@ -311,7 +311,7 @@ def _known(folder: Folder, run: Run) -> tuple[str, list[dict], float]:
         if folder.record(run).exists():
             record = read_record(folder.record(run))
             result = record["result"]
-            if record["status"] == "failed":
+            if record["status"] != "ok":
                 return f"{run}: {result['error']}", [], 0.0
             return text.format(run, result["sa"], result["ra"]), result["history"], 1.0
         table = read_table(folder.table) if folder.table.exists() else pd.DataFrame({"id": []})
@@ -355,5 +355,5 @@ def _train(folder: Folder, run: Run, device, minutes: float, stopping: threading
 
     grid.complete(folder, [run], minutes=minutes, on_epoch=on_epoch, command="dwlth.show.widgets.training_panel")
     for failed in (each for each in todo if folder.record(each).exists()):
-        if read_record(folder.record(failed))["status"] == "failed":
+        if read_record(folder.record(failed))["status"] != "ok":
             raise DwlthError(f"{failed} broke down: see {folder.record(failed)}")
