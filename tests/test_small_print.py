@@ -209,6 +209,10 @@ def test_results_of_the_readme_are_those_of_the_tables():
     assert f"(at 79.02 % sparsity {pair})" in section
     pair = "{0[imp]:.1f} % against {0[random]:.1f} %".format(five["adversarial", 15])
     assert f"(at 96.48 % sparsity {pair})" in section
+    under = 100 * table[table["stage"] == "autoattack"].groupby(["source", "round"])["ra"].mean()
+    dense = [f"{under[source, 0]:.1f} %" for source in ("adversarial", "fast_adversarial", "standard")]
+    assert "{} (adversarial), {} (fast adversarial) and {} (standard) for the dense".format(*dense) in section
+    assert f"{under['adversarial', 4]:.1f} % and {under['fast_adversarial', 2]:.1f} % for the sparsest" in section
     scarce = mean.xs((0.1, 0), level=("fraction", "round"))
     of = {
         regime: scarce.loc[regime].loc["adversarial"] - scarce.loc[regime].loc["standard"] for regime in preset.regimes
