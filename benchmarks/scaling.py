@@ -22,8 +22,8 @@ from dwlth.runs import Run
 PEAK = {"float32": 67e12, "tf32": 494e12, "bfloat16": 989e12}
 """Operations per second of one H200, without sparsity (NVIDIA's data sheet)."""
 REACHED = {"float32": 0.5, "tf32": 0.15, "bfloat16": 0.15}
-"""Share of the peak that a ResNet-50 reaches (assumption, to be measured). An A100 is reported to train 2,600 images/s
-in mixed precision (huggingface/pytorch-image-models, issue 1491): that is 20 % of its 312e12. A ResNet waits for memory,
+"""Share of the peak that a ResNet-50 reaches (assumption, to be measured). An A100 is said to train 2,600 images/s in
+mixed precision (huggingface/pytorch-image-models, issue 1491): that is 20 % of its 312e12. A ResNet waits for memory,
 and an H200 has 3.2 times the arithmetic of that card, but 2.4 times its memory bandwidth: so 15 %."""
 RATE = {precision: peak * REACHED[precision] for precision, peak in PEAK.items()}
 """Operations per second that the tables count with."""
