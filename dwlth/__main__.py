@@ -80,6 +80,7 @@ def _parser() -> argparse.ArgumentParser:
             sub.add_argument("--legacy", action="store_true", help="in the file format of before torch 1.6")
         if name in ("run", "autoattack"):
             sub.add_argument("--minutes", type=float, default=math.inf, help="stop cleanly after so long")
+            sub.add_argument("--scheduler", help="address or file of a Dask scheduler, whose workers do the runs")
         if name == "verdict":
             help_ = "tests of paired differences (default), or the means alone, as in papers with one seed"
             sub.add_argument("--rule", default="paired", choices=["paired", "mean"], help=help_)
@@ -113,7 +114,10 @@ def _select(args) -> tuple[Folder, list[Run]]:
         if (not args.source or run.source in args.source)
         and (not getattr(args, "stage", None) or run.stage in args.stage)
     ]
-    device, args.workers = machine.this_machine(args.device, args.workers)
+    if args.device and getattr(args, "scheduler", None):
+        device = args.device  # the workers', who say if they have none such
+    else:
+        device, args.workers = machine.this_machine(args.device, args.workers)
     return replace(folder, device=device), runs
 
 
@@ -149,14 +153,14 @@ def _do(args, folder: Folder, runs: list[Run]) -> int:
         raise DwlthError(f"--minutes {args.minutes:g}: give a number above 0")
     deadline = time.time() + 60 * args.minutes
     todo = grid.left(folder, runs)
-    statuses = grid.run_all(folder, todo, args.workers, deadline, _command(args))
+    statuses = grid.run_all(folder, todo, args.workers or 1, deadline, _command(args), scheduler=args.scheduler)
     ends = Counter(statuses.values())
     if todo:
         print(", ".join(f"{count} runs {status}" for status, count in ends.items()))
     for failed in (r for r in statuses if statuses[r] == "failed"):
         why = read_record(folder.record(failed))["result"]["error"]
         print(f"failed: {failed}: {why} ({folder.record(failed)})", file=sys.stderr)
-    if ends["failed"]:
+    if ends["failed"] or ends["lost"]:
         return 1
     return 3 if ends["stopped"] else 0
 

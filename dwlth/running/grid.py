@@ -4,6 +4,7 @@ import hashlib
 import math
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Executor, wait
 from contextlib import ExitStack
@@ -22,6 +23,7 @@ from dwlth.outside.autoattack import under_autoattack
 from dwlth.presets import Preset
 from dwlth.recipe import Given
 from dwlth.results import Folder
+from dwlth.running import cluster
 from dwlth.running.cost import duration, estimate, passes
 from dwlth.running.machine import processes, threads, torch_threads
 from dwlth.runs import STAGES, Run
@@ -32,6 +34,8 @@ from dwlth.transfer import transfer
 
 DO = {"pretrain": pretrain, "imp": imp_round, "transfer": transfer, "autoattack": under_autoattack}
 """What does the runs of each stage."""
+TRIES = 3
+"""How often a run is begun whose worker is lost (our choice, as Dask's)."""
 
 
 def left(folder: Folder, runs: Iterable[Run], files: bool = False) -> list[Run]:
@@ -125,22 +129,28 @@ def run_all(
     deadline: float = math.inf,
     command: str = "",
     on_epoch: Callable[[Run, dict | None], bool | None] | None = None,
+    scheduler: str | None = None,
 ) -> dict[Run, str]:
-    """Do `runs` (as `left` gives them) on this machine, in so many processes that share its cores; returns their
-    statuses."""
+    """Do `runs` (as `left` gives them) on this machine, in so many processes that share its cores, or on the workers of
+    a Dask `scheduler` (`dwlth.running.cluster`); returns their statuses."""
     folder.write_preset()
     for name in {run.downstream or folder.preset.upstream for run in runs}:
         fetch(name, folder.data)  # before several processes do it at once
-    work = partial(execute, folder, deadline, command, workers == 1, on_epoch=on_epoch)
+    work = partial(execute, folder, deadline, command, workers == 1 and not scheduler, on_epoch=on_epoch)
     each = threads(workers, folder.preset.together > 1)
     with ExitStack() as stack:
-        executor = None
-        if runs and workers > 1:
+        executor, lost = None, ()
+        if runs and scheduler:
+            folder = replace(folder, root=Path(folder.root).resolve(), data=Path(folder.data).resolve())
+            executor, workers, lost = stack.enter_context(cluster.connect(scheduler, folder))
+            fresh = frozenset(run for run in runs if not folder.record(run).exists())
+            work = partial(cluster.once, folder, fresh, each, partial(execute, folder, deadline, command, False))
+        elif runs and workers > 1:
             executor = stack.enter_context(processes(workers, each))
         else:
             stack.enter_context(torch_threads(each))
         weight = partial(passes, folder)
-        return run_grid(units(folder.preset, runs), work, executor, workers, deadline, weight=weight)
+        return run_grid(units(folder.preset, runs), work, executor, workers, deadline, weight=weight, lost=lost)
 
 
 def units(preset: Preset, runs: Iterable[Run]) -> list[tuple[Run, ...]]:
@@ -217,21 +227,24 @@ def run_grid(
     units: list[tuple[Run, ...]],
     work: Callable[[tuple[Run, ...]], list[str]],
     executor: Executor | None = None,
-    slots: int = 1,
+    slots: int | Callable[[], int] = 1,
     deadline: float = math.inf,
     progress: bool = True,
     weight: Callable[[Run], int] = lambda run: 1,
+    lost: tuple[type[BaseException], ...] = (),
 ) -> dict[Run, str]:
     """Do units of runs (each listed after those it needs) with `work`, which returns the status of each run; returns
     the statuses.
 
     With an executor of `concurrent.futures`, up to `slots` units are under way at a time, the earliest in the list
-    first; without one, they are done here, one by one. The bar counts runs by their `weight`. A run is `blocked` if
-    one it needs did not end `ok`.
+    first (a function says how many now); without one, they are done here, one by one. The bar counts runs by their
+    `weight`. A run is `blocked` if one it needs did not end `ok`. A unit whose worker was lost, as one of the
+    exceptions `lost` says, is begun again, and is `lost` after so many `TRIES`.
     """
     listed = {run for unit in units for run in unit}
     status: dict[Run, str] = {}
     pending, under_way = list(units), {}
+    tries = Counter()
     form = "{l_bar}{bar}| {postfix} [{elapsed}<{remaining}]"
     with tqdm(total=sum(map(weight, listed)), bar_format=form, disable=not progress) as bar:
 
@@ -241,16 +254,17 @@ def run_grid(
             bar.update(sum(map(weight, unit)))
 
         while pending or under_way:
+            free = slots() if callable(slots) else slots
             for unit in list(pending):
                 needs = {run: [status.get(need) for need in run.needs() if need in listed] for run in unit}
                 ends = [end for run in unit for end in needs[run]]
-                if blocked := [run for run in unit if {"failed", "blocked"} & set(needs[run])]:
+                if blocked := [run for run in unit if {"failed", "blocked", "lost"} & set(needs[run])]:
                     status |= dict.fromkeys(blocked, "blocked")
                     if rest := tuple(run for run in unit if run not in blocked):
                         pending.append(rest)
                 elif "stopped" in ends or time.time() > deadline:
                     status |= dict.fromkeys(unit, "stopped")
-                elif len(under_way) < slots and all(ends):
+                elif len(under_way) < free and all(ends):
                     more = f" and {len(unit) - 1} more" if len(unit) > 1 else ""
                     bar.set_description(f"{unit[0]}{more}")
                     if executor is None:
@@ -260,6 +274,17 @@ def run_grid(
                 else:
                     continue
                 pending.remove(unit)
+            if not under_way and not free:
+                time.sleep(1)  # until a worker comes
             for future in wait(under_way, return_when=FIRST_COMPLETED).done if under_way else ():
-                ended(under_way.pop(future), future.result())
+                unit = under_way.pop(future)
+                try:
+                    ended(unit, future.result())
+                except lost as error:
+                    tries[unit] += 1
+                    warnings.warn(f"the worker of {unit[0]} was lost ({type(error).__name__})", stacklevel=2)
+                    if tries[unit] < TRIES:
+                        pending.insert(0, unit)
+                    else:
+                        ended(unit, ["lost"] * len(unit))
     return status
