@@ -26,6 +26,7 @@ def autoattack(
     *,
     seed: int = 0,
     batch_size: int = 250,
+    attacks: Sequence[str] | None = None,
 ) -> Tensor:
     """Adversarial images by the standard version of AutoAttack (Croce & Hein, 2020: APGD-CE, targeted APGD-DLR,
     targeted FAB, Square), for an RA that no choice of step sizes flatters: the accuracy of `model.eval()` on them.
@@ -37,6 +38,7 @@ def autoattack(
         model, x, y, eps, norm: as for an `Attack`; the model is in eval mode meanwhile, and left as it was.
         seed: of all its random draws; the global generators are left alone.
         batch_size: images attacked at a time (250 in the authors' code).
+        attacks: only these of `apgd-ce`, `apgd-t`, `fab-t` and `square`.
 
     Returns:
         Images like `x`; those that withstand all four attacks, or are misclassified anyway, are as they were.
@@ -65,6 +67,7 @@ def autoattack(
                 raise DwlthError(f"autoattack: the model has {classes} classes, and the targeted DLR loss needs 4")
             library_norm = {"linf": "Linf", "l2": "L2"}[norm]
             attack = AutoAttack(model, norm=library_norm, eps=eps, seed=seed, device=x.device)
+            attack.attacks_to_run = list(attacks or attack.attacks_to_run)
             attack.apgd_targeted.n_target_classes = attack.fab.n_target_classes = min(9, classes - 1)
             return attack.run_standard_evaluation(x.contiguous(), y, batch_size=batch_size)[0]
     finally:
