@@ -27,7 +27,7 @@ from dwlth.running.machine import processes, threads, torch_threads
 from dwlth.runs import STAGES, Run
 from dwlth.sources import pretrain
 from dwlth.tickets import imp_round
-from dwlth.training import OutOfTime, read_checkpoint
+from dwlth.training import STOP, OutOfTime, read_checkpoint
 from dwlth.transfer import transfer
 
 DO = {"pretrain": pretrain, "imp": imp_round, "transfer": transfer, "autoattack": under_autoattack}
@@ -129,6 +129,7 @@ def run_all(
     """Do `runs` (as `left` gives them) on this machine, in so many processes that share its cores; returns their
     statuses."""
     folder.write_preset()
+    folder.sweep()
     for name in {run.downstream or folder.preset.upstream for run in runs}:
         fetch(name, folder.data)  # before several processes do it at once
     work = partial(execute, folder, deadline, command, workers == 1, on_epoch=on_epoch)
@@ -248,7 +249,7 @@ def run_grid(
                     status |= dict.fromkeys(blocked, "blocked")
                     if rest := tuple(run for run in unit if run not in blocked):
                         pending.append(rest)
-                elif "stopped" in ends or time.time() > deadline:
+                elif "stopped" in ends or time.time() > deadline or STOP.is_set():
                     status |= dict.fromkeys(unit, "stopped")
                 elif len(under_way) < slots and all(ends):
                     more = f" and {len(unit) - 1} more" if len(unit) > 1 else ""
