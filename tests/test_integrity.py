@@ -192,11 +192,12 @@ def test_verify_changes_nothing_and_says_what_is_wrong(copy, capsys):
     copy.table.write_text("".join(line for line in lines if copy.preset.run_id(run) not in line))
     copy.network(run).write_bytes(b"")
     copy.source(run).unlink()
-    before = {path: path.stat() for path in copy.path.rglob("*")}
+    state = lambda: {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in copy.path.rglob("*")}
+    before = state()
     text, whole = verify(copy)
     assert not whole and f"missing: {run}" in text and f"{copy.network(run)}: not a network" in text
     assert "2 faults" in text and "3 faults" in verify(copy, files=True)[0]
-    assert {path: path.stat() for path in copy.path.rglob("*")} == before
+    assert state() == before
     assert main(["verify", *args]) == 1  # nothing of the whole preset is there
     assert "missing: pretrain adversarial seed 0" in capsys.readouterr().out
     other = replace(copy, preset=replace(copy.preset, prune_rate=0.3))
@@ -283,7 +284,7 @@ def test_collectors_and_writers_at_once_lose_nothing(done, tmp_path):
     """Four collect while two write the records; the clock goes back all the while."""
     folder = replace(done, root=tmp_path)
     expected, runs, now = done.collect(), done.preset.grid(), time.time()
-    errors, writing = [], threading.Event()
+    errors, writing, numbers = [], threading.Event(), ["id", "sa", "ra", "seconds"]
 
     def put(part):
         for i, run in enumerate(part):
@@ -296,7 +297,9 @@ def test_collectors_and_writers_at_once_lose_nothing(done, tmp_path):
         while not writing.is_set():
             with contextlib.suppress(DwlthError):  # none yet
                 found = folder.collect()
-                if not found.equals(expected[expected["id"].isin(found["id"])].reset_index(drop=True)):
+                if not found[numbers].equals(
+                    expected[expected["id"].isin(found["id"])][numbers].reset_index(drop=True)
+                ):
                     errors.append(found)
 
     writers = [threading.Thread(target=put, args=(runs[i::2],)) for i in (0, 1)]
@@ -342,7 +345,7 @@ def hostile(path, kind):
         with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
             archive.writestr("x/version", "3\n")
             with archive.open("x/data.pkl", "w", force_zip64=True) as member:
-                for _ in range(300):
+                for _ in range(200):
                     member.write(bytes(1 << 20))
     elif kind == "..":
         torch.save({"net": {}, "optimizer": {}, "fits": []}, path)
