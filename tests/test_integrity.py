@@ -327,7 +327,7 @@ def test_ten_thousand_records_are_collected_in_seconds(done, tmp_path):
     began = time.process_time()
     assert len(folder.collect()) == 10_000
     print(f"10,000 records: {time.process_time() - began:.1f} s of a core")
-    assert time.process_time() - began < 20  # about 4 on a core of our machine
+    assert time.process_time() - began < 20  # 3,310 took 1.9 on a busy core
 
 
 class Bomb:
