@@ -14,13 +14,14 @@ The modules at the top of this folder are the method. Read them in this order; t
     runs        a run: what it is, and its id
     models      the networks, with the normalisation in front
     sources     the pre-trained networks that tickets are cut from
-    files       reading and writing; errors: what went wrong, and what would be right
+    errors      what went wrong, and what would be right
 
 Two more are ways in: `experiment` is all of it in one object, for notebooks; `__main__` is the command line. The
 folders have one duty each:
 
     presets/  every number of an experiment; a preset gives the list of its runs
     results/  where each file lies, the record of a run, the table
+    files/    reading and writing: whole, flushed to the disk, sealed with a checksum
     data/     datasets by name, augmentation, image files
     fast/     small networks side by side, and batch norm folded away for evaluation
     outside/  what others made: checkpoints, downloads, AutoAttack, tickets of the paper's public code

@@ -1,4 +1,4 @@
-"""The command line: `python -m dwlth plan|run|autoattack|verdict|figures|inspect|import|export`."""
+"""The command line: `python -m dwlth plan|run|autoattack|verdict|figures|verify|inspect|import|export`."""
 
 import argparse
 import contextlib
@@ -15,13 +15,17 @@ from dwlth import presets, verdict
 from dwlth.errors import DwlthError, NotYet
 from dwlth.outside import tickets
 from dwlth.results import Folder, read_record
-from dwlth.running import grid, machine
+from dwlth.running import grid, machine, verify
 from dwlth.running.settings import override
 from dwlth.runs import STAGES, Run
 from dwlth.show import report
 from dwlth.show.inspection import describe
 
-EPILOG = "Exit codes: 0 all done, 1 some runs failed, 2 bad input, 3 out of time (--minutes), 130 interrupted."
+EPILOG = (
+    "Exit codes: 0 all done, 1 some runs failed (verify: something is damaged or missing), 2 bad input, 3 out of time "
+    "(--minutes, SIGUSR1), 130 interrupted, 143 terminated."
+)
+STOPPED = {"SIGINT": 130, "SIGTERM": 143}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -33,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     except (DwlthError, OSError) as error:
         print(f"dwlth: error: {error}", file=sys.stderr)
         return 2
-    except BrokenExecutor:
+    except BrokenExecutor:  # a worker that gets a signal while it starts dies of it
         print("dwlth: a worker process died (out of memory?); the same command goes on from here", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -45,13 +49,14 @@ def main(argv: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m dwlth", description=__doc__, epilog=EPILOG)
-    commands = parser.add_subparsers(required=True, metavar="plan|run|autoattack|verdict|figures|inspect|import|export")
+    commands = parser.add_subparsers(required=True, metavar=__doc__.split("`")[1].split()[-1])
     for name, command, help_ in (
         ("plan", plan, "count the runs done and left, and estimate the time left"),
         ("run", run, "do the runs left, draw the figures, and say what came out"),
         ("autoattack", under_autoattack, "AutoAttack on the dense networks and the sparsest double-win tickets"),
         ("verdict", show_verdict, "the sparsest double-win tickets, their tests and the scoreboard, from the table"),
         ("figures", draw, "draw the figures from the table"),
+        ("verify", verify_folder, "check that the results are whole, of these settings, and that none is missing"),
         ("import", import_ticket, "take in a ticket of the paper's public code"),
         ("export", export_ticket, "write a ticket as the paper's public code reads it"),
     ):
@@ -81,6 +86,8 @@ def _parser() -> argparse.ArgumentParser:
         if name in ("run", "autoattack"):
             sub.add_argument("--minutes", type=float, default=math.inf, help="stop cleanly after so long")
             sub.add_argument("--scheduler", help="address or file of a Dask scheduler, whose workers do the runs")
+        if name == "verify":
+            sub.add_argument("--files", action="store_true", help="each source, ticket and network must be there too")
         if name == "verdict":
             help_ = "tests of paired differences (default), or the means alone, as in papers with one seed"
             sub.add_argument("--rule", default="paired", choices=["paired", "mean"], help=help_)
@@ -129,6 +136,8 @@ def plan(args) -> int:
 
 def run(args) -> int:
     ends = _do(args, *_select(args))
+    if ends in STOPPED.values():
+        return ends
     folder = _folder(args)
     with contextlib.suppress(NotYet):
         _draw(folder)
@@ -143,6 +152,8 @@ def under_autoattack(args) -> int:
     found = verdict.verdict(folder.collect(), folder.preset.margins)
     runs = [run for run in grid.for_autoattack(folder.preset, found) if not args.source or run.source in args.source]
     ends = _do(args, folder, runs)
+    if ends in STOPPED.values():
+        return ends
     print(report.report_autoattack(folder.collect()))
     return ends
 
@@ -153,13 +164,18 @@ def _do(args, folder: Folder, runs: list[Run]) -> int:
         raise DwlthError(f"--minutes {args.minutes:g}: give a number above 0")
     deadline = time.time() + 60 * args.minutes
     todo = grid.left(folder, runs)
-    statuses = grid.run_all(folder, todo, args.workers or 1, deadline, _command(args), scheduler=args.scheduler)
+    with machine.stopping() as signals:
+        statuses = grid.run_all(folder, todo, args.workers or 1, deadline, _command(args), scheduler=args.scheduler)
     ends = Counter(statuses.values())
     if todo:
         print(", ".join(f"{count} runs {status}" for status, count in ends.items()))
     for failed in (r for r in statuses if statuses[r] == "failed"):
         why = read_record(folder.record(failed))["result"]["error"]
         print(f"failed: {failed}: {why} ({folder.record(failed)})", file=sys.stderr)
+    if signals and ends["stopped"]:
+        left = f"{ends['stopped']} of {len(todo)} runs are left; the same command goes on from here"
+        print(f"dwlth: stopped by {signals[0]}: {left}", file=sys.stderr)
+        return STOPPED.get(signals[0], 3)
     if ends["failed"] or ends["lost"]:
         return 1
     return 3 if ends["stopped"] else 0
@@ -169,6 +185,12 @@ def show_verdict(args) -> int:
     folder = _folder(args)
     print(report.report(folder.collect(), folder.preset, args.rule, args.tolerance, args.all_four))
     return 0
+
+
+def verify_folder(args) -> int:
+    said, whole = verify.verify(_folder(args), args.files)
+    print(said)
+    return 0 if whole else 1
 
 
 def draw(args) -> int:

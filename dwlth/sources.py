@@ -125,16 +125,25 @@ def check_head(model: Classifier, task: Dataset) -> None:
 
 def load(folder: Folder, run: Run) -> Classifier:
     """The pre-trained network that `run` starts from, with its head and its normalisation."""
-    return read(folder.source(run), "source", folder.device)
+    made_by = Run("pretrain", run.source, run.from_seed)
+    return read(folder.source(run), "source", folder.device, folder.preset.run_id(made_by))
 
 
-def read(path: Path, kind: str, device: str) -> Classifier:
+def read(path: Path, kind: str, device: str, id_: str = "") -> Classifier:
     """The network in a file of ours (`source`, or `network`: a transferred one), which says how it is built.
 
+    Args:
+        id_: of the run that should have made it.
+
     Raises:
-        DwlthError: if there is no such file.
+        DwlthError: if there is no such file, or it is damaged, or of another run.
     """
-    weights, about = read_tensors(path, kind)
-    model = models.build(about["network"], about["classes"], about["mean"], about["std"], seed=0)
-    model.net.load_state_dict(weights)
+    weights, about = read_tensors(path, kind, id_)
+    try:
+        if weights["fc.bias"].shape != (about["classes"],):
+            raise DwlthError(f"its head is not one of {about['classes']} classes")
+        model = models.build(about["network"], about["classes"], about["mean"], about["std"], seed=0)
+        model.net.load_state_dict(weights)
+    except (DwlthError, KeyError, TypeError, RuntimeError) as error:
+        raise DwlthError(f"{path}: not the weights of a network: {error}") from None
     return model.to(device)

@@ -1,5 +1,6 @@
 """Tickets: the masks of a source, by iterative magnitude pruning (IMP) with rewinding, one-shot or at random."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -99,9 +100,15 @@ def load(path: Path) -> tuple[Mask, dict[str, Any]]:
     """The mask in a ticket's file, and what its header says.
 
     Raises:
-        DwlthError: if there is no such file, or it is no ticket.
+        DwlthError: if there is no such file, or it is no ticket, damaged, or that of another round.
     """
     packed, about = read_tensors(path, "ticket")
+    if path.stem.isdigit() and about.get("round", int(path.stem)) != int(path.stem):
+        raise DwlthError(f"{path}: not ticket {path.stem}, but that of round {about['round']}")
+    if {name: (math.prod(shape) + 7) // 8 for name, shape in about["shapes"].items()} != {
+        name: tensor.numel() for name, tensor in packed.items()
+    }:
+        raise DwlthError(f"{path}: not a ticket: its bits are more or fewer than the shapes in its header say")
     bits = {
         name: torch.from_numpy(np.unpackbits(packed[name].numpy(), count=int(np.prod(shape)))).bool().view(shape)
         for name, shape in about["shapes"].items()

@@ -1,6 +1,7 @@
 """The one training loop: pre-training, the rounds of IMP and transfer, standard and adversarial, all run here."""
 
 import math
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +17,7 @@ from dwlth.data import Split
 from dwlth.errors import DwlthError
 from dwlth.evaluation import evaluate, precision_of
 from dwlth.fast.stack import join
-from dwlth.files import write
+from dwlth.files import read_state, write_state
 from dwlth.masks import Mask
 from dwlth.models import Classifier
 from dwlth.recipe import Recipe
@@ -24,6 +25,9 @@ from dwlth.runs import stream
 
 CHECKPOINT_SECONDS = 60.0
 """A training that is killed loses at most this much work, plus one epoch (our choice)."""
+
+STOP = threading.Event()
+"""Set by a signal (`dwlth.running.machine.stopping`): a training ends after its epoch, as at the deadline."""
 
 
 @dataclass
@@ -135,7 +139,7 @@ def fit_members(
 
     def save() -> None:
         parts = {"net": model.net.state_dict(), "optimizer": optimizer.state_dict(), "fits": [*map(vars, fits)]}
-        write(checkpoint, lambda path: torch.save(parts, path))
+        write_state(checkpoint, parts)
 
     saved = time.time()
     done = len(fits[0].history)
@@ -160,7 +164,7 @@ def fit_members(
             result.history.append(row)
         first = rows[0]
         bar.set_postfix({key: f"{first[key]:.3f}" for key in ("loss", "val_sa", "val_ra") if first[key] is not None})
-        stop = on_epoch(first) if on_epoch else False
+        stop = (on_epoch(first) if on_epoch else False) or STOP.is_set()
         if epoch + 1 == recipe.epochs or all(result.error for result in fits):
             break
         now = time.time()
@@ -180,13 +184,9 @@ def read_checkpoint(path: Path) -> dict:
     """The state of a training under way: `net`, `optimizer`, and `fits`, the fields of each member's `Fit`.
 
     Raises:
-        DwlthError: if the file is no such checkpoint.
+        DwlthError: if the file is no such checkpoint, damaged, or another training's.
     """
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises many kinds
-        why = str(error).partition("\n")[0] or type(error).__name__
-        raise DwlthError(f"{path}: not a checkpoint (truncated or foreign): {why}") from None
+    state = read_state(path)
     if not isinstance(state, dict) or state.keys() != {"net", "optimizer", "fits"}:
         raise DwlthError(f"{path}: not the checkpoint of a training of this project")
     return state

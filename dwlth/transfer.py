@@ -83,4 +83,4 @@ def load(folder: Folder, run: Run) -> Classifier:
     Raises:
         DwlthError: where it was not kept.
     """
-    return sources.read(folder.network(run), "network", folder.device).eval()
+    return sources.read(folder.network(run), "network", folder.device, folder.preset.run_id(run)).eval()

@@ -116,7 +116,7 @@ def test_the_whole_road(road):
     assert {"curves-digits5-9-1.png", "curves-digits5-9-0.01.pdf", "double-wins-digits5-9.png"} <= {
         path.name for path in folder(root, tiny).figures.iterdir()
     }
-    assert json.loads((folder(root, tiny).path / "preset.json").read_text()) == plain(tiny)
+    assert files.read_json(folder(root, tiny).path / "preset.json", "preset") == plain(tiny)
 
 
 def test_a_record_says_all(road):
@@ -188,7 +188,7 @@ def test_a_stale_record_of_other_settings_replaces_no_row(copy):
     results, _, _ = copy
     run = Run("imp", "adversarial", 0, 1)
     before = results.collect()
-    record = json.loads(results.record(run).read_text())
+    record = files.read_json(results.record(run), "record")
     record["id"], record["result"]["sa"] = "0" * 12, 0.125
     record["config"]["prune_rate"] = 0.3  # another preset's number
     (results.path / "runs" / f"{'0' * 12}.json").write_text(json.dumps(record))

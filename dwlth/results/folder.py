@@ -1,9 +1,9 @@
 """Where each file of the results lies, and the table made of the records."""
 
-import contextlib
-import json
+import dataclasses
 import warnings
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,9 @@ import pandas as pd
 
 from dwlth.data import Dataset, load
 from dwlth.errors import DwlthError, NotYet
-from dwlth.files import read_about, set_aside, write, write_json
+from dwlth.files import read_about, read_json, set_aside, sweep, write_json
 from dwlth.presets import Preset
-from dwlth.results.records import KEY, read_record, read_table, row
+from dwlth.results.records import KEY, read_record, read_table, row, write_table
 from dwlth.runs import Run, plain
 
 
@@ -86,7 +86,11 @@ class Folder:
         if not path.exists():
             return False
         try:
-            return read_about(path)["id"] == self.preset.run_id(run)
+            now = path.stat()
+            stamp = now.st_ino, now.st_size, now.st_mtime_ns, now.st_ctime_ns
+            return bool(_whole(path, self.preset.run_id(run), stamp))
+        except FileNotFoundError:  # another process set it aside
+            return False
         except DwlthError as error:
             set_aside(path, error)
             return False
@@ -104,10 +108,17 @@ class Folder:
     def write_preset(self) -> None:
         """Write `preset.json`, unless it is there with the same numbers: a part of the grid is no other preset."""
         path = self.path / "preset.json"
-        with contextlib.suppress(OSError, ValueError, AttributeError):
-            if json.loads(path.read_text()).items() >= self.preset.identity().items():
-                return
+        if path.exists():
+            try:
+                if read_preset(path).items() >= self.preset.identity().items():
+                    return
+            except DwlthError as error:
+                set_aside(path, error)
         write_json(path, plain(self.preset))
+
+    def sweep(self) -> None:
+        """Remove what processes that were killed in the middle of writing left behind."""
+        sweep(self.path)
 
     def records(self) -> list[dict[str, Any]]:
         """All readable records, oldest first; one that is no record is named in a warning and set aside."""
@@ -141,7 +152,7 @@ class Folder:
         """
         records = self.records()
         records = [record for record in records if record["status"] != "refused"]  # bad input is no result
-        own = [record for record in records if self._owns(record["config"], record["id"])]
+        own = [record for record in records if self.owns(record["config"], record["id"])]
         rows = pd.DataFrame([row(record) for record in own]).drop_duplicates(KEY, keep="last") if own else None
         table = read_table(self.table) if self.table.exists() else None
         if table is not None and rows is not None:
@@ -150,12 +161,12 @@ class Folder:
         if rows is not None and len(rows):
             rows = pd.concat([part for part in (table, rows) if part is not None], ignore_index=True)
             rows = rows.drop_duplicates(KEY, keep="last").sort_values(KEY, kind="stable").reset_index(drop=True)
-            write(self.table, lambda path: rows.to_csv(path, index=False, lineterminator="\n", float_format="%.10g"))
+            write_table(self.table, rows)
             table = read_table(self.table)
         if table is None:
             raise NotYet(f"{self.path}: no finished run yet; `python -m dwlth run` makes them")
         columns = [column for column in Run.__dataclass_fields__ if column in table]
-        current = [self._owns(dict(zip(columns, row[1:])), row[0]) for row in table[["id", *columns]].itertuples(False)]
+        current = [self.owns(dict(zip(columns, row[1:])), row[0]) for row in table[["id", *columns]].itertuples(False)]
         others = len(table) - sum(current) + len(records) - len(own)
         if others:
             warnings.warn(
@@ -165,13 +176,32 @@ class Folder:
             )
         return table[current].reset_index(drop=True)
 
-    def _owns(self, fields: dict[str, Any], id_: str) -> bool:
+    def owns(self, fields: dict[str, Any], id_: str) -> bool:
         """Whether a run, given by fields of `Run`, has this id in this preset."""
         run = Run(**{name: fields[name] for name in Run.__dataclass_fields__ if name in fields})
-        return run.source in self.preset.pretrain and self._id(run) == id_
+        return self.id_of(run) == id_
 
-    def _id(self, run: Run) -> str:
+    def id_of(self, run: Run) -> str:
+        """The id of a run; empty of one that this preset cannot have."""
         try:
             return self.preset.run_id(run)
-        except KeyError:  # a regime that the preset has no more
+        except KeyError:  # a source or a regime that the preset has no more
             return ""
+
+
+def read_preset(path: Path) -> dict[str, Any]:
+    """The numbers in a `preset.json`.
+
+    Raises:
+        DwlthError: if it is none, or damaged.
+    """
+    found = read_json(path, "preset")
+    if strange := sorted(found.keys() - {field.name for field in dataclasses.fields(Preset)}):
+        raise DwlthError(f"{path}: not a preset: it has {strange[0]!r}, which no preset has")
+    return found
+
+
+@lru_cache(10_000)
+def _whole(path: Path, id_: str, stamp: tuple[int, ...]) -> str:
+    """The kind of a file that is whole and made by this run, read once while its `stamp` stays; see `read_about`."""
+    return read_about(path, id_=id_)["kind"]

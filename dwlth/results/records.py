@@ -1,29 +1,35 @@
 """Records of runs, and the table made of them."""
 
-import json
+import csv
+import hashlib
+import io
+import re
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from dwlth.errors import DwlthError
+from dwlth.files import read_json, write
 
 KEY = ["stage", "source", "method", "downstream", "regime", "fraction", "round", "seed"]
 """Columns that tell the rows of a preset's table apart, and their order."""
+SEAL = "checksum"
+"""The last column of a table on disk."""
+AGAIN = "restore the file, or delete it: rows whose record is there are made again at once, others by `run`"
 
 
 def read_record(path: Path) -> dict[str, Any]:
     """The record in a file.
 
     Raises:
-        DwlthError: if it is none.
+        DwlthError: if it is none, is damaged, or has the name of another run's.
     """
-    try:
-        record = json.loads(path.read_text())
-    except (ValueError, UnicodeDecodeError) as error:
-        raise DwlthError(f"{path}: not a record of a run (truncated?): {error}") from None
-    if not isinstance(record, dict) or record.keys() != {"id", "status", "config", "result", "provenance"}:
+    record = read_json(path, "record of a run")
+    if record.keys() != {"id", "status", "config", "result", "provenance"}:
         raise DwlthError(f"{path}: JSON, but not a record of a run")
+    if path.stem != record["id"] and re.fullmatch("[0-9a-f]{12}", path.stem):
+        raise DwlthError(f"{path}: not a record of the run {path.stem}, but of {record['id']}")
     return record
 
 
@@ -35,16 +41,23 @@ def read_table(path: Path) -> pd.DataFrame:
     columns are empty strings.
 
     Raises:
-        DwlthError: if the file is missing or no such table.
+        DwlthError: if the file is missing or no such table, or a row is not as it was written.
     """
     if not path.exists():
         raise DwlthError(f"{path}: no results here yet; `python -m dwlth run` makes them")
-    if not path.read_bytes().endswith(b"\n"):
+    content = path.read_bytes()
+    if not content.endswith(b"\n"):
         raise DwlthError(f"{path}: not a table of results, or a truncated one: it does not end with a whole line")
     try:
-        table = pd.read_csv(path)
-    except (ValueError, UnicodeDecodeError) as error:
+        table = pd.read_csv(io.BytesIO(content))
+        lines = list(csv.reader(io.StringIO(content.decode(), newline="")))
+    except (ValueError, csv.Error) as error:
         raise DwlthError(f"{path}: not a table of results: {error}") from None
+    if SEAL in lines[0]:
+        _check_rows(path, lines)
+        table = table.drop(columns=SEAL)
+    elif len(lines) > 1 and re.fullmatch("[0-9a-f]{16}", lines[1][-1]):
+        raise DwlthError(f"{path}: damaged: its last column is called {lines[0][-1]!r}, not {SEAL!r}; {AGAIN}")
     missing = [column for column in ["id", *KEY, "sparsity", "sa", "ra", "seconds"] if column not in table]
     if missing:
         raise DwlthError(f"{path}: not a table of results: no column {missing[0]!r}")
@@ -57,6 +70,32 @@ def read_table(path: Path) -> pd.DataFrame:
     table["source_seed"] = [None if pd.isna(seed) else int(seed) for seed in own]  # None: the run's own seed
     table["source_seed"] = table["source_seed"].astype(object).where(own.notna(), None)
     return table
+
+
+def write_table(path: Path, table: pd.DataFrame) -> None:
+    """A table as CSV, each row with a checksum of its own, in the last column: rows can be sorted, filtered and put
+    together, other programs read the file as any CSV, and no second file can be left behind."""
+    text = table.to_csv(index=False, lineterminator="\n", float_format="%.10g")
+    header, *lines = csv.reader(io.StringIO(text, newline=""))
+    sealed = io.StringIO(newline="")
+    rows = ([*line, _row_seal(header, line)] for line in lines)
+    csv.writer(sealed, lineterminator="\n").writerows([[*header, SEAL], *rows])
+    write(path, lambda beside: beside.write_text(sealed.getvalue(), newline="\n"))
+
+
+def _row_seal(header: list[str], cells: list[str]) -> str:
+    """16 hex digits: the start of the SHA-256 of a row's cells with their columns' names, in any order."""
+    named = sorted(f"{name}={cell}" for name, cell in zip(header, cells))
+    return hashlib.sha256("\n".join(named).encode()).hexdigest()[:16]
+
+
+def _check_rows(path: Path, lines: list[list[str]]) -> None:
+    """Raise where a row differs from its checksum; one without, of an earlier version, passes."""
+    header, at = [name for name in lines[0] if name != SEAL], lines[0].index(SEAL)
+    for number, line in enumerate(lines[1:], 2):
+        cells, seal = line[:at] + line[at + 1 :], line[at] if len(line) > at else "none"
+        if len(line) != len(lines[0]) or seal not in ("", _row_seal(header, cells)):
+            raise DwlthError(f"{path}: damaged: line {number} ({cells[0]}) is not as it was written; {AGAIN}")
 
 
 def row(record: dict[str, Any]) -> dict[str, Any]:

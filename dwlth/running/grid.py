@@ -29,7 +29,7 @@ from dwlth.running.machine import processes, threads, torch_threads
 from dwlth.runs import STAGES, Run
 from dwlth.sources import pretrain
 from dwlth.tickets import imp_round
-from dwlth.training import OutOfTime, read_checkpoint
+from dwlth.training import STOP, OutOfTime, read_checkpoint
 from dwlth.transfer import transfer
 
 DO = {"pretrain": pretrain, "imp": imp_round, "transfer": transfer, "autoattack": under_autoattack}
@@ -134,6 +134,7 @@ def run_all(
     """Do `runs` (as `left` gives them) on this machine, in so many processes that share its cores, or on the workers of
     a Dask `scheduler` (`dwlth.running.cluster`); returns their statuses."""
     folder.write_preset()
+    folder.sweep()
     for name in {run.downstream or folder.preset.upstream for run in runs}:
         fetch(name, folder.data)  # before several processes do it at once
     work = partial(execute, folder, deadline, command, workers == 1 and not scheduler, on_epoch=on_epoch)
@@ -262,7 +263,7 @@ def run_grid(
                     status |= dict.fromkeys(blocked, "blocked")
                     if rest := tuple(run for run in unit if run not in blocked):
                         pending.append(rest)
-                elif "stopped" in ends or time.time() > deadline:
+                elif "stopped" in ends or time.time() > deadline or STOP.is_set():
                     status |= dict.fromkeys(unit, "stopped")
                 elif len(under_way) < free and all(ends):
                     more = f" and {len(unit) - 1} more" if len(unit) > 1 else ""

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -13,6 +14,7 @@ from multiprocessing.connection import wait as wait_for_process
 import torch
 
 from dwlth.errors import DwlthError
+from dwlth.training import STOP
 
 
 def this_machine(device: str | None = None, workers: int | None = None) -> tuple[str, int]:
@@ -62,18 +64,69 @@ def processes(workers: int, threads: int) -> Iterator[ProcessPoolExecutor]:
     exception, and with this process, however it ends."""
     context = multiprocessing.get_context("spawn")
     executor = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(threads,))
+    _pools.append(executor)
     try:
         yield executor
     except BaseException:
-        for child in list((executor._processes or {}).values()):  # Python 3.14 has terminate_workers()
-            child.terminate()
+        for child in _children(executor):
+            child.kill()
         raise
     finally:
+        _pools.remove(executor)
         executor.shutdown(cancel_futures=True)
 
 
+_pools: list[ProcessPoolExecutor] = []  # of this process, open now
+
+
+def _children(executor: ProcessPoolExecutor) -> list:
+    return list((executor._processes or {}).values())
+
+
+@contextmanager
+def stopping() -> Iterator[list[str]]:
+    """Meanwhile the first SIGINT (Ctrl-C), SIGTERM or SIGUSR1 (SLURM's warning, as `--signal=USR1@120` sends it) lets
+    each training of this process and its workers end after its epoch, saved, and no further one begin; a second SIGINT
+    or SIGTERM ends at once, by KeyboardInterrupt. Yields the names of the signals that came. Where a system lacks a
+    signal, that one does nothing; workers on Windows end at once, and go on from their last checkpoint."""
+    came: list[str] = []
+    last = 0.0
+
+    def stop(number: int, _) -> None:
+        nonlocal last
+        before, last = last, time.monotonic()
+        if came and last - before < 1:
+            return  # the same one: `timeout` sends each signal to the process and to its group
+        came.append(signal.Signals(number).name)
+        if len(came) > 1 and number != getattr(signal, "SIGUSR1", None):
+            raise KeyboardInterrupt
+        STOP.set()
+        os.write(2, f"\n{came[-1]}: what is under way is finished and saved; once more ends at once\n".encode())
+        for executor in _pools:
+            for child in _children(executor):
+                child.terminate()  # in a worker as here: after its epoch
+
+    if threading.current_thread() is not threading.main_thread():  # Python lets no other one handle signals
+        yield came
+        return
+    before = {number: signal.signal(number, stop) for number in _signals("SIGINT", "SIGTERM", "SIGUSR1")}
+    try:
+        yield came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        STOP.clear()
+
+
+def _signals(*names: str) -> list[signal.Signals]:
+    """Those of these that the system has."""
+    return [getattr(signal, name) for name in names if hasattr(signal, name)]
+
+
 def _start_worker(threads: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # die at once and quietly; the next call goes on
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the parent says what to do
+    for number in _signals("SIGTERM", "SIGUSR1"):
+        signal.signal(number, lambda *_: STOP.set())
     torch.set_num_threads(threads)
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
     parent = multiprocessing.parent_process().sentinel
