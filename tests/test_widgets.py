@@ -251,7 +251,7 @@ def test_where_no_kernel_answers_the_cell_says_that_it_is_asleep(monkeypatch):
     shown = []
     monkeypatch.setattr(widgets, "display", lambda part, **_: shown.append(part))
     widgets.live(lambda: "text")._ipython_display_()
-    view, asleep = shown  # two outputs: the second stays where the first cannot be shown
+    asleep, view = shown  # two outputs: the first stays where the second cannot be shown
     assert "application/vnd.jupyter.widget-view+json" in view
     assert "Run All Cells</em> wakes them" in asleep.data
 

@@ -28,7 +28,7 @@ __all__ += ["methods", "png", "pretraining", "sparsity_axis", "summary"]
 PANELS = CRITERIA | FOURTH
 """What the paper's definition names: the criteria, and the fourth."""
 
-RING = {"marker": "o", "markersize": 22, "fillstyle": "none", "color": "black", "mew": 2, "zorder": 5}
+RING = {"marker": "o", "markersize": 22, "fillstyle": "none", "color": "black", "mew": 2, "zorder": 5, "clip_on": False}
 """Around the ticket that a reader has chosen."""
 
 HEADLINE = 1 - 0.8**10

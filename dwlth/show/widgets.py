@@ -41,7 +41,8 @@ STYLE = """<style>
 .jp-Cell *:has(.dwlth-pinned), .dwlth-explorer, .dwlth-explorer .widget-vbox { overflow: visible !important; }
 .dwlth-pinned { position: sticky; top: 0; z-index: 2; padding: 4px 0; background: var(--jp-layout-color0, white);
     border-bottom: 1px solid var(--jp-border-color2, #bbb); }
-.dwlth-drawing > .dwlth-figure { opacity: 0.5; }
+.jupyter-widgets-disconnected .dwlth-pinned::after { content: "Asleep: Run, Run All Cells wakes it"; }
+.dwlth-drawing > .dwlth-figure { opacity: 0.7; }
 .dwlth-box.jupyter-widgets-disconnected { opacity: 0.5; }
 .jp-OutputArea:has(.dwlth-box:not(.jupyter-widgets-disconnected)) .dwlth-asleep { display: none; }
 </style>"""
@@ -51,7 +52,7 @@ itself); a picture is pale until it is drawn anew; a page whose kernel lives doe
 
 class Box(ipw.VBox):
     """Widgets, one below the other; where only text can be shown, a word on what is missing. In a notebook `ASLEEP`
-    stands below them while no kernel answers."""
+    stands above them while no kernel answers."""
 
     def __init__(self, parts: Iterable[ipw.Widget] = ()):
         super().__init__()
@@ -66,8 +67,8 @@ class Box(ipw.VBox):
         return "(widgets: shown while the notebook runs)"
 
     def _ipython_display_(self, **_) -> None:
-        display(self._repr_mimebundle_(), raw=True)
         display(HTML(ASLEEP))  # of its own, since the page keeps it where it cannot show a widget
+        display(self._repr_mimebundle_(), raw=True)
 
 
 def choose(
