@@ -64,7 +64,7 @@ class Box(ipw.VBox):
         self.children = [*parts, self._style]
 
     def __repr__(self) -> str:
-        return "(widgets: shown while the notebook runs)"
+        return "(widgets: asleep until the notebook runs; Run, Run All Cells wakes them)"
 
     def _ipython_display_(self, **_) -> None:
         display(HTML(ASLEEP))  # of its own, since the page keeps it where it cannot show a widget
