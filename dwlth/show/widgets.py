@@ -400,7 +400,7 @@ def training_panel(
 
     Args:
         source, downstream, regime, fraction, round: of the transfer; None: the preset's first.
-        seed: 0 to 9, or more where the preset has more; None: the first that is not done.
+        seed: 0 to 9, or more where the preset or its table has more; None: the first that is not done.
         device: see `dwlth.running.machine.this_machine`.
         minutes: what is estimated to take longer is begun by a second Start only.
 
@@ -415,7 +415,7 @@ def training_panel(
         "regime": choose("regime", preset.regimes, regime),
         "fraction": choose("fraction", _percent(preset.fractions), fraction),
         "round": choose("round", _sparsities(rounds), round, "Sparsity"),
-        "seed": choose("seed", range(max(10, preset.seeds)), seed),
+        "seed": choose("seed", range(max(10, preset.seeds, _seeds(folder) + 1)), seed),
     }
     start = ipw.Button(description="Start", button_style="primary").add_class("dwlth-start")
     stop = ipw.Button(description="Stop", disabled=True).add_class("dwlth-stop")
@@ -477,6 +477,13 @@ def training_panel(
     look()
     parts = [_row(controls), ipw.HBox([start, stop, bar]), shown, bad]
     return Box(parts).add_class("dwlth-training")
+
+
+def _seeds(folder: Folder) -> int:
+    """The highest seed of the table, and one; so that a panel always has a seed to train."""
+    with contextlib.suppress(DwlthError):
+        return int(read_table(folder.table)["seed"].max()) + 1 if folder.table.exists() else 0
+    return 0
 
 
 def _known(folder: Folder, run: Run) -> tuple[str, list[dict], float]:
