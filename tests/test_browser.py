@@ -48,7 +48,7 @@ DIGEST = """async image => {
 def experiment(tmp_path_factory):
     """Results of a `digits` that trains in a moment."""
     experiment = Experiment("digits", tmp_path_factory.mktemp("reader") / "results", device="cpu", settings=TINY)
-    assert experiment.have(experiment.runs(), files=True)
+    assert experiment.have(experiment.runs(), files=True, minutes=60)  # by an estimate that a busy machine makes high
     return experiment
 
 
@@ -151,7 +151,8 @@ class Shown:
         return pictures, words
 
     def settled(self):
-        """What is shown once nothing has changed for a while."""
+        """What is shown once nothing is being drawn and nothing has changed for a while."""
+        self.page.wait_for_function("part => !part.querySelector('.dwlth-drawing')", arg=self.part.element_handle())
         before, same = self.now(), 0
         while same < 4:
             self.page.wait_for_timeout(300)
@@ -204,6 +205,7 @@ def test_07_explores_and_trains(page, lab, experiment, picture):
     begin = shown.settled()
     right = shown.slide("round", "ArrowRight")
     picture("07-slid", ".dwlth-explorer")
+    assert page.locator(".dwlth-headline b").count() == 3
     assert all(one != other for one, other in zip(begin[0], right[0])) and begin[1] != right[1]  # all three pictures
     assert shown.slide("round", "ArrowLeft") == begin
     assert shown.slide("ra_margin", "ArrowRight")[0][0] != begin[0][0]  # the band of the margin
@@ -212,6 +214,15 @@ def test_07_explores_and_trains(page, lab, experiment, picture):
 
     folder = experiment.folder
     panel = page.locator(".dwlth-training")
+    page.set_viewport_size({"width": 1280, "height": 720})
+    page.locator(".dwlth-scoreboard").evaluate("part => part.scrollIntoView({block: 'end'})")
+    for name in ("source", "round", "ra_margin", "headline"):  # in sight while one reads what is below
+        above = "name => document.querySelector(`.dwlth-explorer .dwlth-${name}`).getBoundingClientRect().top"
+        page.wait_for_function(f"name => (top => top >= 0 && top < 360)(({above})(name))", arg=name)
+    picture("07-scrolled")
+    page.set_viewport_size({"width": 1400, "height": 2400})
+    assert not page.locator(".dwlth-asleep").first.is_visible()
+
     status = lambda: panel.locator(".dwlth-text").first.inner_text()
     seed = int(re.search(r"seed (\d+): not done yet", status())[1])  # the first that the results do not have
     run = experiment.transfer("adversarial", 2, "adversarial", seed=seed)
@@ -222,17 +233,23 @@ def test_07_explores_and_trains(page, lab, experiment, picture):
     assert panel.locator(".dwlth-start").is_disabled()
     width = panel.locator(".dwlth-progress .progress-bar").evaluate("bar => bar.getBoundingClientRect().width")
     assert width > 0
-    assert shown.pick("metric", "SA") != begin  # the kernel answers meanwhile
+    assert shown.slide("round", "ArrowRight") != begin  # the kernel answers meanwhile
     panel.locator(".dwlth-stop").click()
     page.wait_for_function("() => !document.querySelector('.dwlth-start').disabled")
     picture("07-training-stopped", ".dwlth-training")
     if folder.record(run).exists():  # the machine was faster than the click
         assert "done, SA" in status()
+        assert f"Just trained: transfer adversarial, seed {seed}" in page.locator(".dwlth-news").inner_text()
     else:
         assert "Start does what is left" in status()
         assert experiment.preset.run_id(run) not in set(experiment.table()["id"])
     records = [read_record(path) for path in (folder.path / "runs").glob("*.json")]  # each complete
     assert all(record["status"] == "ok" for record in records)
+
+    kernel = "window.jupyterapp.shell.currentWidget.sessionContext.session.kernel"
+    page.evaluate(f"() => {kernel}.restart()")
+    page.get_by_text(re.compile("Asleep.*Run All Cells wakes", re.DOTALL)).first.wait_for()
+    picture("07-asleep")
 
 
 def test_07_is_a_page_of_voila(page, place, picture):

@@ -124,7 +124,7 @@ def test_a_figure_of_pyplot_is_closed():
 
 
 def test_live_on_several_threads_ends_with_the_last_values(runs):
-    box = explorer(runs, source="standard", regime="standard")
+    box = explorer(runs, source="standard")
     expected = {}
     for source in SOURCES:
         find(box, "source").value = source
@@ -148,14 +148,12 @@ def explorer(table, folder=None, **start):
 
 def test_every_picker_changes_the_picture_and_back(runs):
     runs = pd.concat([runs, runs.assign(downstream="SVHN", sa=runs["sa"] - 0.1, ra=runs["ra"] - 0.2)])
-    box = explorer(runs, source="adversarial", regime="adversarial", fraction=1.0, metric="sa", round=6)
+    box = explorer(runs, source="adversarial", fraction=1.0, round=6)
     picture = find(box, "figure")
     for name, other in {
         "source": "standard",
-        "regime": "standard",
         "downstream": "SVHN",
         "fraction": 0.1,
-        "metric": "ra",
         "round": 7,
     }.items():
         control, first = find(box, name), picture.value
@@ -168,7 +166,7 @@ def test_every_picker_changes_the_picture_and_back(runs):
 
 def test_the_numbers_and_the_answer_are_those_of_the_table():
     values = falls_after(8)
-    box = explorer(table(values, values, values, seeds=4), source="adversarial", round=12, regime="adversarial")
+    box = explorer(table(values, values, values, seeds=4), source="adversarial", round=12)
     numbers = text(box, "table")
     assert "81.5 ± 0.6" in numbers and "76.5 ± 0.6" in numbers and "93.13%" in numbers and "seeds" in numbers
     assert "Not double-win: SA, standard transfer loses 5.0 points" in text(box)
@@ -179,7 +177,7 @@ def test_the_numbers_and_the_answer_are_those_of_the_table():
 
 
 def test_the_margins_move_the_answer_the_picture_and_the_scoreboard(runs):
-    box = explorer(runs, source="adversarial", round=12, regime="adversarial", fraction=1.0)
+    box = explorer(runs, source="adversarial", round=12, fraction=1.0)
     board, picture = find(box, "scoreboard"), find(box, "figure")
     assert {name: find(box, f"{name}_margin").value for name in MARGINS} == MARGINS
     begin = text(box), picture.value, text(board, "table")
@@ -194,31 +192,74 @@ def test_the_margins_move_the_answer_the_picture_and_the_scoreboard(runs):
     assert (text(box), picture.value, text(board, "table")) == begin
 
 
+def wins(box):
+    """The numbers in large type, from standard to adversarial."""
+    return re.findall(r"<b [^>]*>(.*?)</b>", find(find(box, "headline"), "html").value)
+
+
+def test_the_headline_moves_with_the_margins(runs):
+    box = explorer(runs, fraction=1.0)
+    assert wins(box) == ["73.79%", "79.03%", "83.22%"]  # rounds 6, 7 and 8
+    assert "less than 1 of SA and 2 of RA" in text(find(box, "headline"), "html")
+    for name in MARGINS:
+        find(box, f"{name}_margin").value = 7.5
+    assert wins(box) == ["98.56%"] * 3
+    find(box, "fraction").value = 0.1
+    assert wins(box) == ["98.56%"]
+    find(box, "ra_margin").value = 0.25
+    assert wins(box) == ["36.00%"]  # round 2
+
+
+def test_no_double_win_and_no_verdict_are_said(runs):
+    box = explorer(table(*[falls_after(0)] * 3, seeds=4))
+    assert wins(box) == ["none"] and "next, 20.00%: not" in text(find(box, "headline"), "html")
+    box = explorer(runs[runs["regime"] == "standard"])
+    assert wins(box) == [] and "No ticket can be judged here yet" in text(find(box, "headline"), "html")
+
+
+def test_the_control_is_called_sparsity(runs):
+    control = find(explorer(runs, round=6), "round")
+    assert control.description == "Sparsity" and control.label == "73.79 %"
+
+
 def test_a_partial_table_is_enough(runs):
     part = runs[(runs["source"] != "standard") & (runs["regime"] == "standard")]
-    box = explorer(part, fraction=1.0, round=2)
+    box = explorer(part, source="standard", fraction=1.0, round=2)  # which only the preset has
     assert [value for _, value in find(box, "source").options] == ["fast_adversarial", "adversarial"]
-    assert [value for _, value in find(box, "regime").options] == ["standard"]
-    assert "Not judged" in text(box)
+    assert find(box, "source").value == "fast_adversarial" and "Not judged" in text(box)
     find(box, "fraction").value = 0.1  # which fast adversarial does not have
     assert find(box, "figure").value and "Not judged" in text(box)
-    without = runs[~((runs["regime"] == "standard") & (runs["fraction"] == 0.1))]
-    box = explorer(without, source="adversarial", regime="standard", fraction=1.0)
+    part = pd.concat([runs, runs.assign(downstream="SVHN")]).query("downstream != 'SVHN' or fraction == 1")
+    box = explorer(part, fraction=1.0, downstream="SVHN")
     find(box, "fraction").value = 0.1
-    assert (
-        "no standard transfers to CIFAR-10 with 10 % of its data" in text(box)
-        and find(box.children[1], "table") is None
-    )
+    assert "no transfers to SVHN with 10 % of its data" in text(box) and find(box.children[2], "table") is None
+
+
+def test_without_transfers_one_sees_what_there_is_and_what_makes_the_rest(folder, runs):
+    box = explorer(runs.iloc[:0], folder)
+    planned, name = len(folder.preset.grid()), folder.preset.name
+    assert f"0 of {planned} runs are done. `python -m dwlth run {name}` does the others" in text(box)
+    assert "adversarial" in text(box, "table") and find(box, "figure") is None
+    grid.complete(folder, [Run("imp", "standard", 0, 1)])
+    box = widgets.explorer(None, folder, source="adversarial", round=2)
+    assert f"3 of {planned} runs are done" in text(box) and find(box, "figure") is not None
+    assert find(box, "source").value == "standard"
+    assert "The ticket of 36.00% from inside" in text(find(box, "inside"))
+
+
+def test_where_no_kernel_answers_the_cell_says_that_it_is_asleep(monkeypatch):
+    shown = []
+    monkeypatch.setattr(widgets, "display", lambda part, **_: shown.append(part))
+    widgets.live(lambda: "text")._ipython_display_()
+    asleep, view = shown  # two outputs: the first stays where the second cannot be shown
+    assert "application/vnd.jupyter.widget-view+json" in view
+    assert "Run All Cells</em> wakes them" in asleep.data
 
 
 def test_bad_arguments_are_named(runs):
-    for name, value in dict(
-        source="x", regime="x", downstream="x", fraction=0.2, metric="x", round=99, layer="x"
-    ).items():
+    for name, value in dict(source="x", downstream="x", fraction=0.2, round=99, layer="x").items():
         with pytest.raises(DwlthError, match=f"{name} is {value!r}: choose from"):
             explorer(runs, **{name: value})
-    with pytest.raises(DwlthError, match="nothing to choose from yet; `python -m dwlth run`"):
-        explorer(runs.iloc[:0])
 
 
 def test_the_ticket_from_inside_where_it_is_on_disk(folder, runs):
@@ -257,16 +298,20 @@ def test_a_move_draws_what_it_changes_and_once(runs, monkeypatch):
         real = getattr(place, name)
         monkeypatch.setattr(place, name, lambda *args: calls.append(name) or real(*args))
 
-    counted(figures, "curve")
+    counted(figures, "criteria")
     counted(widgets, "judge")
+    counted(widgets, "verdict")
     counted(widgets, "scoreboard")
     box = explorer(runs, fraction=1.0)
     calls.clear()
     find(box, "round").value = 6
-    assert calls == ["curve", "judge"]
+    assert calls == ["criteria", "judge"]
     calls.clear()
     find(box, "ra_margin").value = 5.0
-    assert sorted(calls) == ["curve", "judge", "scoreboard"]
+    assert calls == ["verdict", "criteria", "judge", "scoreboard"]  # what is in large type first
+    calls.clear()
+    find(box, "ra_margin").value = 2.0
+    assert "verdict" not in calls  # known
 
 
 # the training panel
@@ -392,12 +437,44 @@ def test_a_failed_run_of_which_the_table_alone_is_left_is_no_done_one(folder):
     assert not find(box, "start").disabled
 
 
-def test_a_training_that_would_take_long_is_not_begun(folder):
-    box = panel(folder, minutes=1e-6)
+def test_a_training_that_would_take_long_is_begun_by_a_second_start(folder):
+    box = panel(folder, minutes=1e-6, round=0, regime="standard")
     find(box, "start").click()
     wait(box)
-    assert "here (cpu, 1 at a time); more than 1e-06 minutes are not begun here" in text(box)
+    assert "That is more than 1e-06 minutes: Start once more begins them" in text(box)
     assert f"python -m dwlth run {folder.preset.name}" in text(box) and not list(folder.path.rglob("*.json"))
+    find(box, "start").click()
+    wait(box)
+    assert "done, SA" in text(box)
+
+
+def test_stop_ends_the_estimate(folder, monkeypatch):
+    timing, release = threading.Event(), threading.Event()
+    monkeypatch.setattr(widgets.cost, "estimate", lambda *args: timing.set() or release.wait(120) and {})
+    box = panel(folder)
+    find(box, "start").click()
+    assert timing.wait(60)
+    assert "estimating how long 4 runs would take here" in text(box) and not find(box, "stop").disabled
+    find(box, "stop").click()
+    wait(box)
+    assert "not done yet (0 of 6 epochs)" in text(box) and not list(folder.path.rglob("*.json"))
+    release.set()
+
+
+def test_what_the_panel_trains_appears_in_the_explorer(folder):
+    explored = widgets.explorer(None, folder)
+    other = widgets.explorer(None, Folder(folder.preset, folder.root / "other"))
+    assert "No ticket" in text(explored) and "is transferred yet" in text(explored)
+    box = panel(folder, round=0, regime="standard")
+    find(box, "start").click()
+    wait(box)
+    assert "Just trained: transfer standard, seed 0, 0.00% sparse, standard: SA" in text(explored)
+    assert find(explored, "fraction").value == 0.1 and find(explored, "figure") is not None
+    assert "0.00%" in text(explored, "table") and "No ticket" in text(other)
+    find(box, "seed").value = 1
+    find(box, "start").click()
+    wait(box)
+    assert "seed 1" in text(explored) and re.search(r"0\.00%\s+2\s", text(explored, "table"))  # seeds
 
 
 def test_a_training_that_breaks_down_says_so(folder, monkeypatch):

@@ -22,11 +22,14 @@ from dwlth.show import style
 from dwlth.show.style import WIDTH, Look, Picture, png, styled
 from dwlth.verdict import CRITERIA, FOURTH, PAPER, transfers
 
-__all__ = ["Picture", "curve", "curves", "differences", "double_wins", "draw_all", "gain", "histories", "methods"]
-__all__ += ["png", "pretraining", "sparsity_axis", "summary"]
+__all__ = ["Picture", "criteria", "curve", "curves", "differences", "double_wins", "draw_all", "gain", "histories"]
+__all__ += ["methods", "png", "pretraining", "sparsity_axis", "summary"]
 
 PANELS = CRITERIA | FOURTH
 """What the paper's definition names: the criteria, and the fourth."""
+
+RING = {"marker": "o", "markersize": 22, "fillstyle": "none", "color": "black", "mew": 2, "zorder": 5, "clip_on": False}
+"""Around the ticket that a reader has chosen."""
 
 HEADLINE = 1 - 0.8**10
 """The sparsity, as a fraction, of the paper's sparsest double-win tickets on CIFAR-10 (abstract: 89.26 %)."""
@@ -97,13 +100,48 @@ def curve(
     criterion = next((name for name, column in PANELS.items() if column == (regime, metric)), "")
     means = _curves(panel, runs, found, criterion, (regime, metric), margins, looks, {source} & looks.keys())
     if (source, round_) in means.index:
-        panel.plot(round_, means[source, round_], "o", markersize=22, fillstyle="none", color="black", mew=2, zorder=5)
+        panel.plot(round_, means[source, round_], **RING)
         panel.axvline(round_, color="black", linewidth=0.8, linestyle=":")
     panel.set_title(
         f"{metric.upper()}, {regime} transfer to {downstream} with {percent(fraction)} of its training data"
     )
     shown = style.handles({name: looks[name] for name in in_order(looks)})
     _legend(figure, shown, _answers(found), _levels(found, _band(0.35)))
+    return figure
+
+
+@styled()
+def criteria(
+    table: pd.DataFrame,
+    downstream: str,
+    fraction: float,
+    source: str,
+    round_: int | None = None,
+    margins: Margins | None = None,
+) -> Figure:
+    """The three criteria of `curves` side by side: the tickets of `source`, those of the other sources faint, and a
+    ring around the ticket of IMP round `round_`. A panel without runs is empty.
+
+    Raises:
+        NotYet: if the table has no transfers to `downstream` with this fraction of its data.
+    """
+    runs = transfers(table, downstream, fraction)
+    if runs.empty:
+        raise NotYet(f"no transfers to {downstream} with {percent(fraction)} of its data: `python -m dwlth run`")
+    looks = style.of_sources(runs["source"])
+    in_front = sorted(looks, key=lambda name: name == source)
+    looks = {name: looks[name] if name == source else looks[name].faint() for name in in_front}
+    found = _tests(table[table["source"] == source], downstream, fraction, margins)
+    figure = Picture(figsize=(10.5, 4.1))  # laid out by hand, which takes half the time: the explorer waits for it
+    place = {"left": 0.055, "right": 0.99, "bottom": 0.42, "top": 0.94, "wspace": 0.22}
+    for panel, (criterion, column) in zip(figure.subplots(1, len(CRITERIA), gridspec_kw=place), CRITERIA.items()):
+        means = _curves(panel, runs, found, criterion, column, margins, looks, {source} & looks.keys())
+        if (source, round_) in means.index:
+            panel.plot(round_, means[source, round_], **RING)
+            panel.axvline(round_, color="black", linewidth=0.8, linestyle=":")
+        panel.set_title(criterion)
+    shown = style.handles({name: looks[name] for name in in_order(looks)})
+    _legend(figure, shown, _answers(found), _levels(found, _band(0.35)), place="lower center")
     return figure
 
 
@@ -382,12 +420,12 @@ def _levels(found: pd.DataFrame, bounds: Artist) -> list[Artist]:
     return dense + ([margin, bounds] if len(found) else [])
 
 
-def _legend(figure: Figure, *columns: Sequence[Artist]) -> None:
+def _legend(figure: Figure, *columns: Sequence[Artist], place: str = "outside lower center") -> None:
     """Below the panels."""
     rows = max(map(len, columns))
     blank = Line2D([], [], linestyle="none", label=" ")
     handles = [handle for column in columns if column for handle in [*column, *[blank] * (rows - len(column))]]
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles) // rows)
+    figure.legend(handles=handles, loc=place, ncols=len(handles) // rows)
 
 
 @styled()
