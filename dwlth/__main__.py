@@ -1,4 +1,4 @@
-"""The command line: `python -m dwlth plan|run|autoattack|verdict|figures|verify|inspect|import|export`."""
+"""The command line: `python -m dwlth plan|run|autoattack|audit|verdict|figures|verify|inspect|import|export`."""
 
 import argparse
 import contextlib
@@ -54,6 +54,7 @@ def _parser() -> argparse.ArgumentParser:
         ("plan", plan, "count the runs done and left, and estimate the time left"),
         ("run", run, "do the runs left, draw the figures, and say what came out"),
         ("autoattack", under_autoattack, "AutoAttack on the dense networks and the sparsest double-win tickets"),
+        ("audit", check_robustness, "checks of the same networks' robustness: is it real?"),
         ("verdict", show_verdict, "the sparsest double-win tickets, their tests and the scoreboard, from the table"),
         ("figures", draw, "draw the figures from the table"),
         ("verify", verify_folder, "check that the results are whole, of these settings, and that none is missing"),
@@ -61,12 +62,12 @@ def _parser() -> argparse.ArgumentParser:
         ("export", export_ticket, "write a ticket as the paper's public code reads it"),
     ):
         sub = commands.add_parser(name, help=help_, description=help_, epilog=EPILOG)
-        sub.set_defaults(command=command)
+        sub.set_defaults(command=command, name=name)
         sub.add_argument("preset", help=", ".join(presets.PRESETS))
         sub.add_argument("--results", default="results", help="folder of the results (default: %(default)s)")
         sub.add_argument("--data", default="data", help="folder of the datasets (default: %(default)s)")
         sub.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="e.g. transfer.epochs=5")
-        if name in ("plan", "run", "autoattack"):
+        if name in ("plan", "run", "autoattack", "audit"):
             sub.add_argument("--seeds", type=int, help="number of seeds, from 0 (default: the preset's)")
             sub.add_argument("--source", action="append", help="only this pre-training source")
             sub.add_argument("--device", help="default: a GPU if there is one")
@@ -83,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
         if name == "export":
             sub.add_argument("--init", action="store_true", help="the pre-trained weights alone, for its --init")
             sub.add_argument("--legacy", action="store_true", help="in the file format of before torch 1.6")
-        if name in ("run", "autoattack"):
+        if name in ("run", "autoattack", "audit"):
             sub.add_argument("--minutes", type=float, default=math.inf, help="stop cleanly after so long")
             sub.add_argument("--scheduler", help="address or file of a Dask scheduler, whose workers do the runs")
         if name == "verify":
@@ -158,12 +159,26 @@ def under_autoattack(args) -> int:
     return ends
 
 
-def _do(args, folder: Folder, runs: list[Run]) -> int:
+def check_robustness(args) -> int:
+    from dwlth.running.audit import audit_transfers  # late: torchvision's transforms take a while
+
+    folder, _ = _select(args)
+    folder = replace(folder, preset=replace(folder.preset, keep_networks=True))
+    found = verdict.verdict(folder.collect(), folder.preset.margins)
+    runs = [replace(run, stage="transfer") for run in grid.for_autoattack(folder.preset, found)]
+    runs = [run for run in runs if not args.source or run.source in args.source]
+    if ends := _do(args, folder, runs, files=True):  # those whose network was not kept are trained once more
+        return ends
+    print(report.report_audit(audit_transfers(folder, runs)))
+    return 0
+
+
+def _do(args, folder: Folder, runs: list[Run], files: bool = False) -> int:
     """Do what is left of `runs`, say how they ended, and return the exit code."""
     if not args.minutes > 0:
         raise DwlthError(f"--minutes {args.minutes:g}: give a number above 0")
     deadline = time.time() + 60 * args.minutes
-    todo = grid.left(folder, runs)
+    todo = grid.left(folder, runs, files)
     with machine.stopping() as signals:
         statuses = grid.run_all(folder, todo, args.workers or 1, deadline, _command(args), scheduler=args.scheduler)
     ends = Counter(statuses.values())
@@ -225,7 +240,7 @@ def _ticket(args) -> tuple[Folder, Run]:
 
 def _command(args) -> str:
     """The command to put into records; without the folder, which may be a path of this machine."""
-    words = [f"python -m dwlth {'run' if args.command is run else 'autoattack'} {args.preset}"]
+    words = [f"python -m dwlth {args.name} {args.preset}"]
     for name in ("seeds", "source", "stage", "set"):
         value = getattr(args, name, None)
         words += [f"--{name} {item}" for item in (value if isinstance(value, list) else [value]) if item is not None]

@@ -113,12 +113,13 @@ def plan(folder: Folder, runs: list[Run], workers: int = 1) -> str:
 
 def for_autoattack(preset: Preset, found: pd.DataFrame) -> list[Run]:
     """AutoAttack on the adversarially transferred dense network and sparsest double-win ticket of each row of a
-    verdict (`dwlth.verdict.verdict`) with all the data, for each seed."""
+    verdict (`dwlth.verdict.verdict`) with the most data, for each seed."""
+    most = found["fraction"].max()
     return [
-        Run("autoattack", row.source, seed, round_, "imp", row.downstream, "adversarial", 1.0, preset.source_of(seed))
-        for row in found[found["fraction"] == 1].itertuples()
+        Run("autoattack", row.source, seed, round_, "imp", row.downstream, "adversarial", most, preset.source_of(seed))
+        for row in found[found["fraction"] == most].itertuples()
         for round_ in sorted({0, int(row.round)})
-        for seed in range(preset.seeds_at.get(1.0, preset.seeds))
+        for seed in range(preset.seeds_at.get(most, preset.seeds))
     ]
 
 

@@ -186,3 +186,14 @@ def report_autoattack(table: pd.DataFrame) -> str:
         "RA after adversarial transfer, under the evaluation attack and under AutoAttack\n"
         + shown.reset_index().to_string(index=False, formatters=percent)
     )
+
+
+def report_audit(table: pd.DataFrame) -> str:
+    """The checks of each network (`dwlth.running.audit.audit_transfers`), and which failed."""
+    parts = []
+    for (source, sparsity, seed), rows in table.groupby(["source", "sparsity", "seed"], sort=False):
+        shown = rows[["check", "found", "honest", "verdict"]].to_string(index=False)
+        parts.append(f"{source}, {sparsity:.2%} sparsity, seed {seed}\n{shown}")
+    failed = table[table["verdict"] == "fails"]
+    parts.append(f"{len(failed)} of {(table['verdict'] != '').sum()} checks failed")
+    return "\n\n".join(parts)

@@ -1,0 +1,112 @@
+"""The audit flags networks whose robustness is not real, and passes an honest one."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from dwlth.__main__ import main
+from dwlth.attacks import Attack
+from dwlth.errors import DwlthError
+from dwlth.recipe import Recipe
+from dwlth.running.audit import active_test, audit, calibration_error
+from dwlth.training import fit_members
+
+ATTACK = Attack(0.15, 0.04, 10)
+
+
+class Quantised(nn.Module):
+    """Its inputs are rounded: the gradient is 0, and an attack that follows it goes nowhere."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x):
+        return self.model((16 * x).round() / 16)
+
+
+class Saturated(Quantised):
+    """Its logits are so large that the softmax saturates, and the loss of what it gets right has no gradient."""
+
+    def forward(self, x):
+        return 1e4 * self.model(x)
+
+
+@pytest.fixture(scope="module")
+def honest():
+    from dwlth import data, models
+
+    task = data.load("digits0-4")
+    model = models.build("small_resnet", task.classes, task.mean, task.std, seed=0)
+    recipe = Recipe(12, 64, 0.1, "onecycle", attack=replace(ATTACK, steps=5), validate_every=12)
+    fit_members([model], recipe, [task.train], [task.val], seeds=[0])
+    return model.eval(), task.test.take(list(range(60)))
+
+
+def failed(model, test):
+    table = audit(model, test, ATTACK, others={"itself": getattr(model, "model", model)})
+    return {check.partition(",")[0] for check in table["check"][table["verdict"] == "fails"]}, table
+
+
+def test_an_honest_network_passes(honest):
+    checks, table = failed(*honest)
+    assert checks == set(), table.to_string()
+    assert len(table) > 12 and (table["verdict"] == "passes").sum() >= 8
+
+
+@pytest.mark.parametrize("masked", [Quantised, Saturated])
+def test_masked_gradients_are_flagged(honest, masked):
+    model, test = honest
+    checks, table = failed(masked(model).eval(), test)
+    assert {"RA at eps 0.5", "RA under Square", "RA under images made for itself"} <= checks, table.to_string()
+
+
+def test_the_active_test_finds_what_it_planted_unless_gradients_are_masked(honest):
+    model, test = honest
+    x, before = next(iter(test.batches(60)))[0], [p.clone() for p in model.parameters()]
+    found, planted = active_test(model, x, ATTACK)
+    assert planted >= 5 and found >= 0.9 * planted
+    hidden, of = active_test(Quantised(model).eval(), x, ATTACK)
+    assert of >= 5 and hidden <= 0.2 * of
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters()))
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_calibration_error_of_hand_made_cases(honest):
+    _, test = honest
+
+    class Sure(nn.Module):
+        def forward(self, x):
+            return torch.tensor([[30.0, 0, 0, 0, 0]]).repeat(len(x), 1)
+
+    share = (test.labels == 0).double().mean().item()
+    assert calibration_error(Sure(), test) == pytest.approx(1 - share, abs=1e-6)  # always sure, right in that share
+
+    class Unsure(Sure):
+        def forward(self, x):
+            return torch.log(torch.tensor([[share] + [(1 - share) / 4] * 4])).repeat(len(x), 1)
+
+    assert calibration_error(Unsure(), test) == pytest.approx(0 if share > 0.2 else abs(share - 0.2), abs=0.05)
+
+
+def test_an_attack_without_steps_is_refused(honest):
+    with pytest.raises(DwlthError, match="audit: the attack has 0 steps"):
+        audit(*honest, Attack())
+
+
+def test_the_command_writes_a_table_and_claims(tiny_args, tmp_path, capsys):
+    small = [*tiny_args, "--set", "autoattack_images=40", "--set", "rounds=0,2", "--set", "fractions=1.0"]
+    place = ["--results", str(tmp_path), "--workers", "1"]
+    assert main(["run", "digits", *small, *place]) == 0
+    capsys.readouterr()
+    assert main(["audit", "digits", *small, *place, "--source", "adversarial", "--seeds", "1"]) == 0
+    printed = capsys.readouterr().out
+    assert "RA under AutoAttack" in printed and "checks failed" in printed
+    (table,) = tmp_path.glob("*/audit.csv")
+    claims = json.loads((table.parent / "claims.json").read_text())["claims"]
+    assert claims[0]["evaluation"] == "AutoAttack (standard), the first 40 test images"
+    assert claims[0]["autoattack_acc"] <= claims[0]["clean_acc"]
+    assert (table.parent / claims[0]["file"]).exists()
