@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart lab notebooks bench test clean
+.PHONY: quickstart lab notebooks site bench test clean
 
 quickstart: $(VENV)/.package  ## the whole road on handwritten digits; results in quickstart/
 	$(BIN)/python -m dwlth run digits --results quickstart
@@ -14,6 +14,10 @@ lab: $(VENV)/.notebooks  ## the notebooks, on the quickstart's results if it has
 
 notebooks: $(VENV)/.notebooks  ## run all of them headless, in place
 	$(BIN)/python notebooks/execute.py
+
+site: $(VENV)/.site  ## README, notebooks, docs, figures and code as pages in site/html/; open index.html there
+	rm -rf site
+	$(BIN)/python -m sphinx -q -W --keep-going --fresh-env -c docs -d site/doctrees . site/html
 
 bench: $(VENV)/.test  ## ours and other libraries, in about 10 minutes
 	$(BIN)/python -m pip install --quiet --editable ".[bench]"
@@ -37,10 +41,14 @@ $(VENV)/.notebooks: pyproject.toml $(VENV)/.package
 	$(BIN)/python -m pip install --quiet --editable ".[notebooks]"
 	@touch $@
 
+$(VENV)/.site: pyproject.toml $(VENV)/.package
+	$(BIN)/python -m pip install --quiet --editable ".[site]"
+	@touch $@
+
 $(VENV)/.test: pyproject.toml $(VENV)/.package
 	$(BIN)/python -m pip install --quiet --editable ".[test]"
 	$(BIN)/python -m pip install --quiet --no-deps torchattacks  # its pins are of 2020; what it needs is here
 	@touch $@
 
-clean:  ## remove the environment and the quickstart's results
-	rm -rf $(VENV) quickstart
+clean:  ## remove the environment, the quickstart's results and the site
+	rm -rf $(VENV) quickstart site
