@@ -13,6 +13,7 @@ from multiprocessing.connection import wait as wait_for_process
 import torch
 
 from dwlth.errors import DwlthError
+from dwlth.models import SMALL
 
 
 def this_machine(device: str | None = None, workers: int | None = None) -> tuple[str, int]:
@@ -34,11 +35,12 @@ def this_machine(device: str | None = None, workers: int | None = None) -> tuple
     return device, workers
 
 
-def threads(workers: int, small: bool = False) -> int:
-    """Threads of each worker: as many as the variable OMP_NUM_THREADS says; or one for `small` networks, whose
-    thousands of small operations would wait for a second thread; or else its share of the cores."""
+def threads(network: str, workers: int = 1) -> int:
+    """Threads that torch is to use in each of so many processes, for a network of `dwlth.models.NETWORKS`: as many as
+    the variable OMP_NUM_THREADS says; or one for a small network, whose thousands of small operations would wait for a
+    second thread; or else the process's share of the cores. The command line, notebooks and widgets all ask here."""
     wanted = os.environ.get("OMP_NUM_THREADS", "")
-    return max(1, int(wanted) if wanted.isdigit() else 1 if small else _cores() // workers)
+    return max(1, int(wanted) if wanted.isdigit() else 1 if network in SMALL else _cores() // workers)
 
 
 @contextmanager
