@@ -3,10 +3,14 @@
 import argparse
 import contextlib
 import math
+import shlex
+import signal
 import sys
+import threading
 import time
 import warnings
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import BrokenExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +25,18 @@ from dwlth.runs import STAGES, Run
 from dwlth.show import report
 from dwlth.show.inspection import describe
 
-EPILOG = "Exit codes: 0 all done, 1 some runs failed, 2 bad input, 3 out of time (--minutes), 130 interrupted."
+EPILOG = """Examples:
+  python -m dwlth plan digits                          what is left of the runs, and how long it takes here
+  python -m dwlth run digits --results quickstart      the whole road: sources, tickets, transfers, verdict, figures
+  python -m dwlth run cifar-small --minutes 60 --set transfer.epochs=5    other numbers, for an hour; again to go on
+
+Exit codes: 0 all done, 1 some runs failed, 2 bad input, 3 out of time (--minutes), 130 interrupted (Ctrl-C), 143
+terminated (SIGTERM)."""
+AGAIN = "the same command goes on from here"
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, as `kill`, batch systems and containers send it."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -29,22 +44,46 @@ def main(argv: list[str] | None = None) -> int:
     before, warnings.formatwarning = warnings.formatwarning, lambda message, *_: f"warning: {message}\n"
     try:
         args = _parser().parse_args(argv)
-        return args.command(args)
+        with _terminable():
+            code = args.command(args)
+        if code == 3:
+            print(f"dwlth: out of time; {AGAIN}", file=sys.stderr)
+        return code
     except (DwlthError, OSError) as error:
         print(f"dwlth: error: {error}", file=sys.stderr)
         return 2
     except BrokenExecutor:
-        print("dwlth: a worker process died (out of memory?); the same command goes on from here", file=sys.stderr)
+        print(f"dwlth: a worker process died (out of memory?); {AGAIN}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("dwlth: interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stop:
+        print(f"dwlth: interrupted; {AGAIN}", file=sys.stderr)
+        return 143 if isinstance(stop, Terminated) else 130
     finally:
         warnings.formatwarning = before
 
 
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM end the program as Ctrl-C does, where nobody else handles it."""
+
+    def terminate(*_) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough
+        raise Terminated
+
+    main_thread = threading.current_thread() is threading.main_thread()
+    if not main_thread or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("python -m dwlth", description=__doc__, epilog=EPILOG)
+    texts = {"epilog": EPILOG, "formatter_class": argparse.RawDescriptionHelpFormatter}
+    parser = argparse.ArgumentParser("python -m dwlth", description=__doc__, **texts)
     commands = parser.add_subparsers(required=True, metavar="plan|run|autoattack|verdict|figures|inspect|import|export")
     for name, command, help_ in (
         ("plan", plan, "count the runs done and left, and estimate the time left"),
@@ -55,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
         ("import", import_ticket, "take in a ticket of the paper's public code"),
         ("export", export_ticket, "write a ticket as the paper's public code reads it"),
     ):
-        sub = commands.add_parser(name, help=help_, description=help_, epilog=EPILOG)
+        sub = commands.add_parser(name, help=help_, description=help_, **texts)
         sub.set_defaults(command=command)
         sub.add_argument("preset", help=", ".join(presets.PRESETS))
         sub.add_argument("--results", default="results", help="folder of the results (default: %(default)s)")
@@ -85,8 +124,8 @@ def _parser() -> argparse.ArgumentParser:
             sub.add_argument("--rule", default="paired", choices=["paired", "mean"], help=help_)
             sub.add_argument("--tolerance", type=float, help="points that a ticket's mean may lose (--rule mean)")
             sub.add_argument("--all-four", action="store_true", help="judge RA after standard transfer too")
-    sub = commands.add_parser("inspect", help="say what a file is", epilog=EPILOG)
-    sub.add_argument("file", help="a source, ticket, record or table, or a checkpoint from elsewhere")
+    sub = commands.add_parser("inspect", help="say what a file or folder is", **texts)
+    sub.add_argument("file", help="a source, ticket, record, table or folder, or a checkpoint from elsewhere")
     sub.add_argument("--unsafe", action="store_true", help="unpickle the file in full, which can run code in it")
     sub.set_defaults(command=lambda args: print(describe(args.file, args.unsafe)) or 0)
     return parser
@@ -129,6 +168,8 @@ def run(args) -> int:
     with contextlib.suppress(NotYet):
         _draw(folder)
         print(report.screen(folder.collect(), folder.preset, folder.figures, _verdict_command(args)))
+        if line := machine.activation():
+            print(f"First, once in this shell, so that it finds this python: {line}")
     return ends
 
 
@@ -149,7 +190,14 @@ def _do(args, folder: Folder, runs: list[Run]) -> int:
         raise DwlthError(f"--minutes {args.minutes:g}: give a number above 0")
     deadline = time.time() + 60 * args.minutes
     todo = grid.left(folder, runs)
-    statuses = grid.run_all(folder, todo, args.workers, deadline, _command(args))
+    try:
+        statuses = grid.run_all(folder, todo, args.workers, deadline, _command(args))
+    except KeyboardInterrupt:
+        with contextlib.suppress(NotYet):
+            folder.collect()  # what is done is in the table
+        left = grid.left(folder, runs)
+        print(f"dwlth: {len(todo) - len(left)} runs done, {len(left)} left", file=sys.stderr)
+        raise
     ends = Counter(statuses.values())
     if todo:
         print(", ".join(f"{count} runs {status}" for status, count in ends.items()))
@@ -207,11 +255,10 @@ def _command(args) -> str:
 
 
 def _verdict_command(args) -> str:
-    """The command that prints the whole verdict of these results, by the interpreter that runs now."""
-    python, here = Path(sys.executable), Path.cwd()
-    words = [f"{python.relative_to(here) if python.is_relative_to(here) else 'python'} -m dwlth verdict {args.preset}"]
-    words += [f"--results {args.results}"] if args.results != "results" else []
-    return " ".join(words + [f"--set {setting}" for setting in args.set])
+    """The command that prints the whole verdict of these results, for a shell."""
+    words = ["python", "-m", "dwlth", "verdict", args.preset]
+    words += ["--results", args.results] if args.results != "results" else []
+    return shlex.join(words + [word for setting in args.set for word in ("--set", setting)])
 
 
 if __name__ == "__main__":

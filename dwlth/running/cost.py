@@ -5,7 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 
 from dwlth import data, models
 from dwlth.attacks import Attack
@@ -20,6 +20,9 @@ from dwlth.training import OutOfTime, fit_members
 
 SECONDS = 10.0
 """An estimate times steps for so long, and ends with the step that is under way then (our choice)."""
+
+SMALL = 0.02
+"""Kinds with a smaller part of all passes are not timed (our choice)."""
 
 ATTACKED = 0.5
 """Of the passes of an attack on test images, the part that is done: an image that falls, or was wrong before, is
@@ -54,10 +57,10 @@ def estimate(
     threads as torch has or as are given. Published datasets need not be on disk: steps are timed on blank images of
     their size, already decoded.
 
-    It takes about `SECONDS`. Of each kind of step in the runs it times small ones, with few images and few steps of
-    the attack, and then larger ones while time is left for that kind; what is larger still is reckoned by the passes
-    through the network (`Kind.passes`). The kinds with the most passes come first. Those that no time is left for
-    cost as much a pass as one that was timed.
+    It takes about `SECONDS`. It counts the passes through the network of each kind of step, and times the kinds from
+    the one with the most passes on. A kind is timed with few images and one step of the attack, then with more while
+    there is time for it; from there on time grows with the images as it did last, and with the passes. A kind with
+    less than `SMALL` of all passes, or one that no time is left for, costs as much a pass as one that was timed.
 
     Args:
         stop: asked after each timed step.
@@ -72,19 +75,21 @@ def estimate(
     for kinds in needs.values():
         for kind, times in kinds.items():
             passes_of[kind] += times * kind.passes
+    timed = [kind for kind, passes in passes_of.most_common() if passes > SMALL * passes_of.total()]
     seconds: dict[Kind, float] = {}
-    with torch_threads(threads), progress.brief(len(passes_of), "timing steps, to estimate the cost") as bar:
+    build = cache(lambda name, member: _blank(folder, task(name), member))
+    with torch_threads(threads), progress.brief(len(timed), "timing steps, to estimate the cost") as bar:
         end = time.time() + SECONDS
-        for i, (kind, _) in enumerate(passes_of.most_common()):
-            if stop():
-                raise OutOfTime
-            share = (end - time.time()) / (len(passes_of) - i)
-            if share > 0 or not seconds:
-                seconds[kind] = _seconds(folder, task(kind.task), kind, share, stop)
-            else:
-                nearest = next((each for each in seconds if _alike(each, kind)), next(iter(seconds)))
-                seconds[kind] = seconds[nearest] * kind.passes / nearest.passes
+        for i, kind in enumerate(timed):
+            left = end - time.time()
+            if left > 0 or not seconds:
+                share = left * passes_of[kind] / sum(passes_of[each] for each in timed[i:])
+                seconds[kind] = _seconds(folder.device, task(kind.task), kind, partial(build, kind.task), share, stop)
             bar.update(1)
+    for kind in passes_of:
+        if kind not in seconds:
+            nearest = next((each for each in seconds if _alike(each, kind)), next(iter(seconds)))
+            seconds[kind] = seconds[nearest] * kind.passes / nearest.passes
     return {run: sum(times * seconds[kind] for kind, times in kinds.items()) for run, kinds in needs.items()}
 
 
@@ -119,8 +124,9 @@ def _needs(folder: Folder, run: Run, task: Callable[[str], data.Dataset], like: 
     name = like.setdefault(images.train.images.shape[1:] if isinstance(images.train, data.Split) else name, name)
 
     def test(split: data.Split, attack: Attack, times: int) -> None:
-        batch = min(512, len(images.test))
-        kind = Kind(name, attack, recipe.augment, recipe.precision, batch, 0)
+        batch = min(256, len(images.test))
+        view = recipe.augment if recipe.augment.crop == "resized" else Augment()  # others change no test image
+        kind = Kind(name, attack, view, recipe.precision, batch, 0)
         dense = times * len(split) / batch
         if not recipe.exact_ra and attack.steps:  # of the images, not all are attacked to the end
             needs[replace(kind, attack=Attack())] += (1 - ATTACKED) * dense
@@ -138,50 +144,63 @@ def _needs(folder: Folder, run: Run, task: Callable[[str], data.Dataset], like: 
     return needs
 
 
-def _seconds(folder: Folder, task: data.Dataset, kind: Kind, share: float, stop: Callable[[], bool]) -> float:
-    """Time of one of `kind`, for each member. It is timed in at most `share` seconds, but at least once at its
-    smallest; the mean of what was timed last, since a busy machine makes some steps long."""
-    until = time.time() + share
+def _blank(folder: Folder, task: data.Dataset, member: int) -> models.Classifier:
+    """An untrained network, to time."""
+    return models.build(folder.preset.network, task.classes, task.mean, task.std, seed=member).to(folder.device)
+
+
+def _seconds(
+    device: str,
+    task: data.Dataset,
+    kind: Kind,
+    build: Callable[[int], models.Classifier],
+    share: float,
+    stop: Callable[[], bool],
+) -> float:
+    """Time of one of `kind`, for each member, from what can be timed in about `share` seconds. The smallest is always
+    timed; the mean of several, since a busy machine makes some of them long."""
+    until, steps = time.time() + share, kind.attack.steps
     sizes = [n for n in (2, 8, 32, 128) if n < kind.images] + [kind.images]
-    steps, once = kind.attack.steps, replace(kind.attack, restarts=1)
-    rungs = [replace(kind, images=n, attack=replace(once, steps=min(steps, 1))) for n in sizes]
-    rungs += [replace(rungs[-1], attack=replace(once, steps=few)) for few in (4, 10) if few < steps] + [kind]
-    rungs = list(dict.fromkeys(rungs))
-    for rung, larger in zip(rungs, [*rungs[1:], None]):
-        took = _times(folder, task, rung, 2 if larger else 10, until, stop)
+    rungs = [(n, min(steps, 1)) for n in sizes] + [(kind.images, few) for few in (4, steps) if few <= steps]
+    slope, last, each = 0.0, 0, 0.0  # seconds a pass of the whole batch, by its images
+    for images, few in dict.fromkeys(rungs):
+        small = replace(kind, images=images, attack=replace(kind.attack, steps=few, restarts=1))
+        passes = small.passes / images
+        reach = each + slope * (images - last)
+        if each and time.time() + 3 * reach * passes > until:
+            break
+        took = _times(device, task, small, build, 10 if (images, few) == rungs[-1] else 2, until)
         if stop():
             raise OutOfTime
-        mean = sum(took) / len(took)
-        if larger and time.time() + 2 * min(took) * larger.passes / rung.passes > until:
-            break
-    return mean * kind.passes / rung.passes / max(1, kind.members)
+        now = sum(took) / len(took) / passes
+        if images > last:
+            slope = min(max(0.0, now - each) / (images - last), now / images)
+        each, last = now, images
+    whole = each + slope * (kind.images - last)
+    return whole * kind.passes / kind.images / max(1, kind.members)
 
 
 def _times(
-    folder: Folder, task: data.Dataset, kind: Kind, most: int, until: float, stop: Callable[[], bool]
+    device: str, task: data.Dataset, kind: Kind, build: Callable[[int], models.Classifier], most: int, until: float
 ) -> list[float]:
-    """Seconds of one of `kind`, timed again until then, at most so often."""
-    split = (task.train if kind.members else task.test).take(list(range(kind.images))).to(folder.device)
-    nets = [
-        models.build(folder.preset.network, task.classes, task.mean, task.std, seed=0).to(folder.device)
-        for _ in range(max(1, kind.members))
-    ]
+    """Seconds of one of `kind`, timed `most` times, or fewer until then; the first, which warms up, is left out."""
+    split = (task.train if kind.members else task.test).take(list(range(kind.images))).to(device)
     took: list[float] = []
 
     def enough(row: dict) -> bool:
         took.append(row["seconds"])
-        return len(took) == most or time.time() > until or stop()
+        return len(took) >= 2 and (len(took) >= most or time.time() > until)
 
     if kind.members:
         never = 10**9
         recipe = Recipe(never, kind.images, 0.01, validate_every=never, attack=kind.attack, augment=kind.augment)
         recipe = replace(recipe, precision=kind.precision)
-        splits = [[split] * kind.members] * 2
+        nets, splits = [build(member) for member in range(kind.members)], [[split] * kind.members] * 2
         with contextlib.suppress(OutOfTime):
             fit_members(nets, recipe, *splits, seeds=[0] * kind.members, stacked=kind.members > 1, on_epoch=enough)
     else:
         began = 0.0
         while not began or not enough({"seconds": time.time() - began}):
             began = time.time()
-            evaluate(nets[0], split, kind.attack, 0, kind.augment, precision=kind.precision, exact=True)
-    return took[1:] or took
+            evaluate(build(0), split, kind.attack, 0, kind.augment, precision=kind.precision, exact=True)
+    return took[1:]

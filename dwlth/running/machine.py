@@ -1,14 +1,18 @@
-"""This machine: its device, its cores, and processes to run on them."""
+"""This machine: its device, its cores, its environment, and processes to run on it."""
 
 import multiprocessing
 import os
+import shlex
+import shutil
 import signal
+import sys
 import threading
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing.connection import wait as wait_for_process
+from pathlib import Path
 
 import torch
 
@@ -43,6 +47,15 @@ def threads(network: str, workers: int = 1) -> int:
     return max(1, int(wanted) if wanted.isdigit() else 1 if network in SMALL else _cores() // workers)
 
 
+def activation() -> str:
+    """The line for a shell that makes its `python` the one that runs now; empty where it is, or where this is no
+    virtual environment."""
+    script, found = Path(sys.prefix, "bin", "activate"), shutil.which("python")
+    if not script.exists() or (found and Path(found).parent == script.parent):
+        return ""
+    return f"source {shlex.quote(os.path.relpath(script) if script.is_relative_to(Path.cwd()) else str(script))}"
+
+
 @contextmanager
 def torch_threads(count: int) -> Iterator[None]:
     """Let torch compute on so many threads meanwhile; 0: on as many as it has."""
@@ -75,7 +88,8 @@ def processes(workers: int, threads: int) -> Iterator[ProcessPoolExecutor]:
 
 
 def _start_worker(threads: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # die at once and quietly; the next call goes on
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # as it is where the program began in the background
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # die at once and quietly; the next call goes on
     torch.set_num_threads(threads)
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
     parent = multiprocessing.parent_process().sentinel
