@@ -46,7 +46,8 @@ class Experiment:
         device: where torch computes, "cpu" or "cuda"; None: a GPU where there is one.
         settings: changes to the preset, as after `--set`: ["transfer.epochs=20"].
 
-    From then on torch computes in this process on as many threads as suit the network (`dwlth.running.machine.threads`).
+    From then on torch computes in this process on as many threads as suit the network: see
+    `dwlth.running.machine.threads`.
     """
 
     def __init__(

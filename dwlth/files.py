@@ -57,7 +57,7 @@ def read_about(path: Path, kind: str = "") -> dict[str, Any]:
         with safe_open(path, "pt") as file:  # checks the header against the size of the file
             about = json.loads((file.metadata() or {})["dwlth"])
     except FileNotFoundError:
-        raise DwlthError(f"{path}: no such file; `python -m dwlth run` makes it") from None
+        raise DwlthError(f"{path}: no such file; `python -m dwlth run PRESET` makes it") from None
     except KeyError:
         raise DwlthError(f"{path}: a safetensors file, but not a {what} of this project") from None
     except (SafetensorError, ValueError) as error:  # an OSError says nothing about the file

@@ -53,7 +53,7 @@ def choose(
     labelled = list(options.items()) if isinstance(options, dict) else [(str(option), option) for option in options]
     values = [option for _, option in labelled]
     if not values:
-        raise DwlthError(f"{name}: nothing to choose from yet; `python -m dwlth run` makes results")
+        raise DwlthError(f"{name}: nothing to choose from yet; `python -m dwlth run PRESET` makes results")
     if value is not None and value not in values:
         raise DwlthError(f"{name} is {value!r}: choose from {', '.join(map(str, values))}")
     rising = all(not isinstance(option, str) for option in values) and all(a < b for a, b in zip(values, values[1:]))
@@ -353,7 +353,8 @@ def _train(folder: Folder, run: Run, device, minutes: float, stopping: threading
         tell(words, history, (i + len(history) / max(1, epochs)) / len(todo))
         return stopping.is_set()
 
-    grid.complete(folder, [run], minutes=minutes, on_epoch=on_epoch, command="dwlth.show.widgets.training_panel")
+    how = {"on_epoch": on_epoch, "stop": stopping.is_set, "command": "dwlth.show.widgets.training_panel"}
+    grid.complete(folder, [run], minutes=minutes, **how)
     for failed in (each for each in todo if folder.record(each).exists()):
         if read_record(folder.record(failed))["status"] != "ok":
             raise DwlthError(f"{failed} broke down: see {folder.record(failed)}")
