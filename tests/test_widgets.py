@@ -89,7 +89,7 @@ def test_a_menu_for_names_and_a_slider_for_rising_numbers():
 def test_a_value_that_is_no_option_is_named():
     with pytest.raises(DwlthError, match="source is 'random': choose from standard, adversarial"):
         widgets.choose("source", ["standard", "adversarial"], "random")
-    with pytest.raises(DwlthError, match="source: nothing to choose from yet; `python -m dwlth run`"):
+    with pytest.raises(DwlthError, match="source: nothing to choose from yet; `python -m dwlth run PRESET`"):
         widgets.choose("source", [], None)
 
 
@@ -217,7 +217,7 @@ def test_bad_arguments_are_named(runs):
     ).items():
         with pytest.raises(DwlthError, match=f"{name} is {value!r}: choose from"):
             explorer(runs, **{name: value})
-    with pytest.raises(DwlthError, match="nothing to choose from yet; `python -m dwlth run`"):
+    with pytest.raises(DwlthError, match="nothing to choose from yet; `python -m dwlth run PRESET`"):
         explorer(runs.iloc[:0])
 
 
@@ -397,7 +397,7 @@ def test_a_training_that_would_take_long_is_not_begun(folder):
     find(box, "start").click()
     wait(box)
     assert "here (cpu, 1 at a time); more than 1e-06 minutes are not begun here" in text(box)
-    assert f"python -m dwlth run {folder.preset.name}" in text(box) and not list(folder.path.rglob("*.json"))
+    assert "`python -m dwlth run PRESET --set NAME=VALUE`" in text(box) and not list(folder.path.rglob("*.json"))
 
 
 def test_a_training_that_breaks_down_says_so(folder, monkeypatch):

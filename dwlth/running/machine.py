@@ -15,6 +15,7 @@ from multiprocessing.connection import wait as wait_for_process
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 from dwlth.errors import DwlthError
 from dwlth.models import SMALL
@@ -91,6 +92,9 @@ def _start_worker(threads: int) -> None:
     if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # as it is where the program began in the background
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # die at once and quietly; the next call goes on
     torch.set_num_threads(threads)
+    tqdm.set_lock(
+        threading.RLock()
+    )  # its own is a semaphore of the system, which a process that is ended leaves behind
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
     parent = multiprocessing.parent_process().sentinel
     threading.Thread(target=lambda: (wait_for_process([parent]), os._exit(1)), daemon=True).start()

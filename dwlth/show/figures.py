@@ -54,7 +54,9 @@ def curves(
     table = table if sources is None else table[table["source"].isin(list(sources))]
     runs = transfers(table, downstream, fraction)
     if runs.empty:
-        raise NotYet(f"no transfers to {downstream} with {percent(fraction)} of its data: `python -m dwlth run PRESET` makes them")
+        raise NotYet(
+            f"no transfers to {downstream} with {percent(fraction)} of its data: `python -m dwlth run PRESET` makes them"
+        )
     looks, found = style.of_sources(runs["source"]), _tests(table, downstream, fraction, margins)
     figure = Picture(figsize=(WIDTH, 7.2), layout="constrained")
     for panel, (criterion, column) in zip(figure.subplots(2, 2).flatten(), PANELS.items()):
