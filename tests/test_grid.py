@@ -13,7 +13,6 @@ from dwlth.evaluation import evaluate
 from dwlth.files import read_tensors
 from dwlth.results import Folder, read_table
 from dwlth.running import cost, grid, machine
-from dwlth.running.settings import override
 from dwlth.runs import Run
 
 
@@ -210,3 +209,30 @@ def test_the_parent_fetches_each_data_set_once(small, tmp_path, monkeypatch):
     folder = Folder(small, tmp_path, "there")
     grid.run_all(folder, small.grid(), workers=2)
     assert sorted(fetched) == [("digits0-4", "there"), ("digits5-9", "there")]
+
+
+def test_a_folder_that_cannot_be_written_is_said_before_anything_is_trained(small, tmp_path, monkeypatch):
+    """A folder inside that another user made; also where `preset.json` is there already."""
+    folder = Folder(small, tmp_path)
+    folder.write_preset()
+    (folder.path / "runs").mkdir()
+    own = grid.tempfile.TemporaryFile
+
+    def refuse(dir):
+        if dir == folder.path / "runs":
+            raise PermissionError(13, "Permission denied", str(dir / "tmp123"))
+        return own(dir=dir)
+
+    monkeypatch.setattr(grid.tempfile, "TemporaryFile", refuse)
+    monkeypatch.setitem(grid.DO, "pretrain", lambda *_, **__: pytest.fail("something was trained"))
+    with pytest.raises(DwlthError, match=r"runs: cannot be written \(permission denied\): give a folder"):
+        grid.run_all(folder, grid.left(folder, small.grid()))
+
+
+def test_stopped_while_the_cost_is_estimated_nothing_is_begun(small, tmp_path, monkeypatch):
+    folder, asked = Folder(small, tmp_path), []
+    run = grid.left(folder, small.grid())[0]
+    monkeypatch.setattr(grid, "run_all", lambda *_, **__: pytest.fail("something was begun"))
+    with pytest.raises(NotYet, match="no finished run yet"):
+        grid.complete(folder, [run], stop=lambda: asked.append(1) or True)
+    assert len(asked) == 1

@@ -36,6 +36,8 @@ def printed():
     found = {}
     for page, text in texts():
         for command in re.findall(rf"`({PROGRAMS} [^`]+)`|^ {{4}}({PROGRAMS} .+)$", text, re.M):
+            if "plan|run" in "".join(command):  # the list of the commands
+                continue
             for one in re.split(r"\s{2,}[#\w]", "".join(command))[0].split(" && "):
                 found.setdefault(" ".join(one.split()), page)
     return sorted((command, page) for command, page in found.items())

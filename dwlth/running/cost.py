@@ -42,6 +42,8 @@ class Kind:
     """In the batch."""
     members: int
     """That train side by side; 0: a test."""
+    stacked: bool = False
+    """Whether they do so as one network; see `dwlth.fast.stack`."""
 
     @property
     def passes(self) -> float:
@@ -70,7 +72,8 @@ def estimate(
     """
     task = cache(lambda name: data.blank(name) or folder.dataset(name, 0))
     like: dict = {}  # a dataset for each size of images
-    needs = {run: _needs(folder, run, task, like) for run in runs}
+    alike = Counter(_key(folder, run) for run in runs)
+    needs = {run: _needs(folder, run, task, like, alike[_key(folder, run)]) for run in runs}
     passes_of: Counter[Kind] = Counter()
     for kinds in needs.values():
         for kind, times in kinds.items():
@@ -113,8 +116,15 @@ def _alike(one: Kind, other: Kind) -> bool:
     return (one.task, one.augment.crop, bool(one.members)) == (other.task, other.augment.crop, bool(other.members))
 
 
-def _needs(folder: Folder, run: Run, task: Callable[[str], data.Dataset], like: dict) -> Counter[Kind]:
-    """How often a run does what of each kind; none of it where a source is downloaded."""
+def _key(folder: Folder, run: Run) -> tuple:
+    """Of runs that can train side by side."""
+    return run.stage, run.regime, run.downstream, run.fraction, run.stage != "transfer" and (run.source, run.round)
+
+
+def _needs(
+    folder: Folder, run: Run, task: Callable[[str], data.Dataset], like: dict, alike: int = 10**9
+) -> Counter[Kind]:
+    """How often a run does what of each kind; none of it where a source is downloaded. So many runs are `alike`."""
     preset, recipe = folder.preset, folder.preset.recipe(run)
     needs: Counter[Kind] = Counter()
     if isinstance(recipe, Given):
@@ -137,8 +147,9 @@ def _needs(folder: Folder, run: Run, task: Callable[[str], data.Dataset], like: 
     if run.stage != "imp" or run.round > 0:
         n_train = round(run.fraction * len(images.train))
         batch = min(n_train, recipe.batch_size)
-        members = preset.together if preset.stacks(run) else 1
-        kind = Kind(name, recipe.attack, recipe.augment, recipe.precision, batch, members)
+        stacked = preset.stacks(run)
+        members = min(preset.together, alike) if stacked else 1
+        kind = Kind(name, recipe.attack, recipe.augment, recipe.precision, batch, members, stacked)
         needs[kind] += recipe.epochs * max(1, round(n_train / recipe.batch_size))
         test(images.val, recipe.validation, sum(map(recipe.validates, range(recipe.epochs))))
     return needs
@@ -197,7 +208,7 @@ def _times(
         recipe = replace(recipe, precision=kind.precision)
         nets, splits = [build(member) for member in range(kind.members)], [[split] * kind.members] * 2
         with contextlib.suppress(OutOfTime):
-            fit_members(nets, recipe, *splits, seeds=[0] * kind.members, stacked=kind.members > 1, on_epoch=enough)
+            fit_members(nets, recipe, *splits, seeds=[0] * kind.members, stacked=kind.stacked, on_epoch=enough)
     else:
         began = 0.0
         while not began or not enough({"seconds": time.time() - began}):

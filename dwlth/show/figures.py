@@ -55,7 +55,8 @@ def curves(
     runs = transfers(table, downstream, fraction)
     if runs.empty:
         raise NotYet(
-            f"no transfers to {downstream} with {percent(fraction)} of its data: `python -m dwlth run PRESET` makes them"
+            f"no transfers to {downstream} with {percent(fraction)} of its data: "
+            "`python -m dwlth run PRESET` makes them"
         )
     looks, found = style.of_sources(runs["source"]), _tests(table, downstream, fraction, margins)
     figure = Picture(figsize=(WIDTH, 7.2), layout="constrained")
