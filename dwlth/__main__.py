@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import math
+import shlex
 import sys
 import time
 import warnings
@@ -21,11 +22,15 @@ from dwlth.runs import STAGES, Run
 from dwlth.show import report
 from dwlth.show.inspection import describe
 
-EPILOG = (
-    "Exit codes: 0 all done, 1 some runs failed (verify: something is damaged or missing), 2 bad input, 3 out of time "
-    "(--minutes, SIGUSR1), 130 interrupted, 143 terminated."
-)
+EPILOG = """Examples:
+  python -m dwlth plan digits                          what is left of the runs, and how long it takes here
+  python -m dwlth run digits --results quickstart      the whole road: sources, tickets, transfers, verdict, figures
+  python -m dwlth run cifar-small --minutes 60 --set transfer.epochs=5    other numbers, for an hour; again to go on
+
+Exit codes: 0 all done, 1 some runs failed (verify: something is damaged or missing), 2 bad input, 3 out of time
+(--minutes, SIGUSR1), 130 interrupted (Ctrl-C), 143 terminated (SIGTERM)."""
 STOPPED = {"SIGINT": 130, "SIGTERM": 143}
+AGAIN = "the same command goes on from here"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -33,22 +38,26 @@ def main(argv: list[str] | None = None) -> int:
     before, warnings.formatwarning = warnings.formatwarning, lambda message, *_: f"warning: {message}\n"
     try:
         args = _parser().parse_args(argv)
-        return args.command(args)
+        code = args.command(args)
+        if code == 3:
+            print(f"dwlth: out of time; {AGAIN}", file=sys.stderr)
+        return code
     except (DwlthError, OSError) as error:
         print(f"dwlth: error: {error}", file=sys.stderr)
         return 2
     except BrokenExecutor:  # a worker that gets a signal while it starts dies of it
-        print("dwlth: a worker process died (out of memory?); the same command goes on from here", file=sys.stderr)
+        print(f"dwlth: a worker process died (out of memory?); {AGAIN}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("dwlth: interrupted; the same command goes on from here", file=sys.stderr)
+        print(f"dwlth: interrupted; {AGAIN}", file=sys.stderr)
         return 130
     finally:
         warnings.formatwarning = before
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("python -m dwlth", description=__doc__, epilog=EPILOG)
+    texts = {"epilog": EPILOG, "formatter_class": argparse.RawDescriptionHelpFormatter}
+    parser = argparse.ArgumentParser("python -m dwlth", description=__doc__, **texts)
     commands = parser.add_subparsers(required=True, metavar=__doc__.split("`")[1].split()[-1])
     for name, command, help_ in (
         ("plan", plan, "count the runs done and left, and estimate the time left"),
@@ -61,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
         ("import", import_ticket, "take in a ticket of the paper's public code"),
         ("export", export_ticket, "write a ticket as the paper's public code reads it"),
     ):
-        sub = commands.add_parser(name, help=help_, description=help_, epilog=EPILOG)
+        sub = commands.add_parser(name, help=help_, description=help_, **texts)
         sub.set_defaults(command=command, name=name)
         sub.add_argument("preset", help=", ".join(presets.PRESETS))
         sub.add_argument("--results", default="results", help="folder of the results (default: %(default)s)")
@@ -94,8 +103,8 @@ def _parser() -> argparse.ArgumentParser:
             sub.add_argument("--rule", default="paired", choices=["paired", "mean"], help=help_)
             sub.add_argument("--tolerance", type=float, help="points that a ticket's mean may lose (--rule mean)")
             sub.add_argument("--all-four", action="store_true", help="judge RA after standard transfer too")
-    sub = commands.add_parser("inspect", help="say what a file is", epilog=EPILOG)
-    sub.add_argument("file", help="a source, ticket, record or table, or a checkpoint from elsewhere")
+    sub = commands.add_parser("inspect", help="say what a file or folder is", **texts)
+    sub.add_argument("file", help="a source, ticket, record, table or folder, or a checkpoint from elsewhere")
     sub.add_argument("--unsafe", action="store_true", help="unpickle the file in full, which can run code in it")
     sub.set_defaults(command=lambda args: print(describe(args.file, args.unsafe)) or 0)
     return parser
@@ -143,6 +152,8 @@ def run(args) -> int:
     with contextlib.suppress(NotYet):
         _draw(folder)
         print(report.screen(folder.collect(), folder.preset, folder.figures, _verdict_command(args)))
+        if line := machine.activation():
+            print(f"First, once in this shell, so that it finds this python: {line}")
     return ends
 
 
@@ -188,7 +199,7 @@ def _do(args, folder: Folder, runs: list[Run], files: bool = False) -> int:
         why = read_record(folder.record(failed))["result"]["error"]
         print(f"failed: {failed}: {why} ({folder.record(failed)})", file=sys.stderr)
     if signals and ends["stopped"]:
-        left = f"{ends['stopped']} of {len(todo)} runs are left; the same command goes on from here"
+        left = f"{ends['stopped']} of {len(todo)} runs are left; {AGAIN}"
         print(f"dwlth: stopped by {signals[0]}: {left}", file=sys.stderr)
         return STOPPED.get(signals[0], 3)
     if ends["failed"] or ends["lost"]:
@@ -248,11 +259,10 @@ def _command(args) -> str:
 
 
 def _verdict_command(args) -> str:
-    """The command that prints the whole verdict of these results, by the interpreter that runs now."""
-    python, here = Path(sys.executable), Path.cwd()
-    words = [f"{python.relative_to(here) if python.is_relative_to(here) else 'python'} -m dwlth verdict {args.preset}"]
-    words += [f"--results {args.results}"] if args.results != "results" else []
-    return " ".join(words + [f"--set {setting}" for setting in args.set])
+    """The command that prints the whole verdict of these results, for a shell."""
+    words = ["python", "-m", "dwlth", "verdict", args.preset]
+    words += ["--results", args.results] if args.results != "results" else []
+    return shlex.join(words + [word for setting in args.set for word in ("--set", setting)])
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -44,6 +45,9 @@ class Experiment:
         data: the folder of the datasets.
         device: where torch computes, "cpu" or "cuda"; None: a GPU where there is one.
         settings: changes to the preset, as after `--set`: ["transfer.epochs=20"].
+
+    From then on torch computes in this process on as many threads as suit the network: see
+    `dwlth.running.machine.threads`.
     """
 
     def __init__(
@@ -56,6 +60,7 @@ class Experiment:
     ):
         preset, settings = presets.get(preset) if isinstance(preset, str) else preset, list(settings)
         self.folder = Folder(override(preset, settings), results, data, machine.this_machine(device)[0])
+        torch.set_num_threads(machine.threads(self.preset.network))
         self._stamp, self._table = [], pd.DataFrame()
         self._command = " ".join(["python -m dwlth run", preset.name, *(f"--set {setting}" for setting in settings)])
 
@@ -134,8 +139,7 @@ class Experiment:
 
     def seconds(self, runs: Iterable[Run]) -> float:
         """What these runs would take here, one after the other, by a few timed steps of each kind."""
-        count = machine.threads(1, self.preset.together > 1)
-        return sum(cost.estimate(self.folder, list(runs), count).values())
+        return sum(cost.estimate(self.folder, list(runs), machine.threads(self.preset.network)).values())
 
     # networks, tickets and images by name
 

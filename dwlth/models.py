@@ -112,6 +112,9 @@ NETWORKS = {
 }
 """By name: a function from the number of classes to a network with random weights. `-3x3` marks the stem for 32 px."""
 
+SMALL = {"small_resnet", "small_resnet32"}
+"""Those that one thread of a CPU computes best; a second one would be waited for."""
+
 
 INITIALISING = threading.Lock()
 """Held while layers are made: they draw from the one generator of all threads."""

@@ -130,7 +130,7 @@ def verdict(
     if found.empty:
         raise NotYet(
             "no verdict yet: no source has a ticket and its dense network with the same seed, transferred under both "
-            "regimes; `python -m dwlth run` makes them"
+            "regimes; `python -m dwlth run PRESET` makes them"
         )
     if rule == "mean":
         found = _by_means(found, tolerance, list(CRITERIA | FOURTH if all_four else CRITERIA))

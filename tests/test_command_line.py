@@ -260,14 +260,15 @@ def test_workers_end_with_their_parent(tmp_path):
     raise AssertionError("the worker outlived its parent by ten seconds")
 
 
-def test_minutes_stop_cleanly_and_go_on(road, tmp_path, tiny_args, undrawn):
+def test_minutes_stop_cleanly_and_go_on(road, tmp_path, tiny_args, undrawn, capsys):
     root, tiny, args = road
     args = ["run", *args[:-1], str(tmp_path), *ONE]
-    codes = []
+    codes = []  # and it is said each time that the same command goes on
     while not codes or codes[-1] == 3:
         assert len(codes) < 50
         codes.append(main([*args, "--minutes", "0.03"]))
     assert codes[-1] == 0 and len(codes) > 1
+    assert capsys.readouterr().err.count("dwlth: out of time; the same command goes on from here\n") == len(codes) - 1
     assert science(folder(tmp_path, tiny).table).equals(science(folder(root, tiny).table))
 
 
@@ -382,7 +383,7 @@ def test_results_that_cannot_be_written(road, tmp_path, capsys):
     _, _, args = road
     (tmp_path / "file").write_text("not a folder")
     assert main(["run", *args[:-1], str(tmp_path / "file"), *ONE]) == 2
-    assert f"Not a directory: '{tmp_path / 'file'}" in capsys.readouterr().err
+    assert f"{tmp_path / 'file'}" in (said := capsys.readouterr().err) and "cannot be written (not a directory)" in said
 
 
 def test_a_full_disk_loses_nothing(road, tmp_path, monkeypatch, capsys, undrawn):
@@ -443,6 +444,58 @@ def test_inspect_says_what_each_file_is(copy, tiny, capsys):
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
         assert main(["inspect", str(path)]) in ((0, 2) if path == results.table else (2,))
         capsys.readouterr()
+
+
+def test_inspect_describes_folders_presets_and_the_papers_numbers(copy, capsys, tmp_path):
+    results, tiny, _ = copy
+    (tmp_path / "images" / "train" / "cat").mkdir(parents=True)
+    (tmp_path / "images" / "train" / "cat" / "1.png").touch()
+    for path, words in (
+        (
+            results.path,
+            r"results of a preset: 16 records of runs, 1 sources, 3 tickets.*\n.*preset.json.*\n.*a table of",
+        ),
+        (results.path.parent, rf"results of 1 presets: {tiny.name}"),
+        (results.path / "preset.json", rf"the numbers of the preset {tiny.name}: a small_resnet.*100, 1 % of the data"),
+        ("results/paper.csv", "6 sparsest double-win tickets that the paper names: standard on CIFAR-10 89.26%"),
+        (tmp_path / "images", "1 files in 1 classes"),
+    ):
+        assert main(["inspect", str(path)]) == 0
+        assert re.search(words, capsys.readouterr().out), path
+    (results.path / "preset.json").write_text('{"name": "x"}')
+    assert main(["inspect", str(results.path / "preset.json")]) == 2
+    assert main(["inspect", str(tmp_path / "images" / "train")]) == 2
+    assert "neither a folder of results" in capsys.readouterr().err
+
+
+def test_help_has_three_examples(capsys):
+    for words in (["--help"], ["run", "--help"]):
+        with pytest.raises(SystemExit, match="0"):
+            main(words)
+        said = capsys.readouterr().out
+        assert len(re.findall(r"^  python -m dwlth \w+ ", said.partition("Examples:")[2], re.M)) == 3
+
+
+@pytest.mark.parametrize("ignored", [False, True], ids=["", "SIGINT ignored"])
+def test_sigterm_says_what_sigint_says(road, tmp_path, ignored):
+    """Workers are under way: what is done is in the table, what is left is said, and no semaphore is left."""
+    _, tiny, args = road
+    words = [sys.executable, "-m", "dwlth", "run", *args[:-1], str(tmp_path), "--workers", "2", "--device", "cpu"]
+    ignore = (lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)) if ignored else None
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, preexec_fn=ignore)
+    limit = time.time() + 240
+    while not list(tmp_path.glob("*/runs/*.json")):
+        assert process.poll() is None and time.time() < limit
+        time.sleep(0.02)
+    if ignored:
+        process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 143
+    assert re.search(r"^dwlth: \d+ runs done, \d+ left$", said, re.M)
+    assert said.endswith("dwlth: interrupted; the same command goes on from here\n")
+    assert "leaked" not in said and "Traceback" not in said and "\r" not in said
+    assert len(read_table(folder(tmp_path, tiny).table)) >= 1
 
 
 def test_plan_counts_what_is_left(copy, tiny, capsys):

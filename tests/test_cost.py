@@ -1,12 +1,19 @@
-"""What runs cost, without a clock: the shares of a progress bar."""
+"""What runs cost: the shares of a progress bar, and estimates of time."""
 
+import time
 from dataclasses import replace
+from types import SimpleNamespace
 
-from dwlth import presets
+import pytest
+import torch
+
+from dwlth import data, models, presets
+from dwlth.attacks import Attack
 from dwlth.results import Folder
-from dwlth.running import grid
+from dwlth.running import cost, grid, machine, progress
 from dwlth.running.cost import passes
 from dwlth.runs import Run
+from dwlth.training import fit_members
 
 SMALL = Folder(presets.get("cifar-small"))
 DENSE = Run("transfer", "adversarial", 0, downstream="cifar10", regime="adversarial", fraction=1.0)
@@ -26,15 +33,137 @@ def test_the_first_round_of_imp_trains_nothing():
     assert passes(SMALL, Run("imp", "adversarial", 0, 1)) > 2 * 45_000 * 4
 
 
-def test_the_bar_of_a_grid_goes_by_weight(capsys):
+def test_the_bar_of_a_grid_goes_by_weight_and_is_plain_lines_in_a_log(capsys):
     cheap, dear = Run("pretrain", "standard", 0), Run("pretrain", "adversarial", 0)
-    weight = {cheap: 1, dear: 3}.get
-    shares = []
+    many = [Run("pretrain", "standard", seed) for seed in range(1, 60)]
+    weight = lambda run: {cheap: 15, dear: 26}.get(run, 1)
+    grid.run_grid([(cheap,), (dear,), *((run,) for run in many)], lambda unit: ["ok"], weight=weight)
+    said = capsys.readouterr().err
+    lines = said.splitlines()
+    assert lines[0].startswith(" 15 %, 1 of 61 runs, ") and lines[1].startswith(" 41 %, 2 of 61 runs, ")
+    assert [int(line.split(" %")[0]) for line in lines[2:]] == [*range(45, 101, 5)]
+    assert "61 of 61 runs" in lines[-1] and "left" in lines[-2] and "\r" not in said
 
-    def work(unit):
-        shares.append(capsys.readouterr().err.split("%|")[-2].split()[-1])
-        return ["ok"]
 
-    grid.run_grid([(cheap,), (dear,)], work, weight=weight)
-    last = capsys.readouterr().err
-    assert shares[1] == "25" and "100%" in last and "2 of 2 runs" in last
+def test_a_terminal_gets_a_bar(capsys, monkeypatch):
+    monkeypatch.setattr(progress, "in_log", lambda: False)
+    grid.run_grid([(DENSE,)], lambda unit: ["ok"])
+    assert "100%|" in capsys.readouterr().err
+
+
+def test_durations_in_words():
+    said = {
+        30: "30 seconds",
+        600: "10.0 minutes",
+        7200: "2.0 hours",
+        86_400 * 30: "30 days",
+        86_400 * 36_021: "99 years",
+    }
+    assert {seconds: progress.duration(seconds) for seconds in said} == said
+
+
+class Clock:
+    """Time that passes only in training and tests: a second for each start, and for each pass of an image."""
+
+    def __init__(self, start, each):
+        self.now, self.start, self.each, self.kinds = 0.0, start, each, []
+
+    def time(self):
+        return self.now
+
+    def times(self, device, task, kind, build, most, until):
+        self.kinds.append(kind)
+        took = []
+        while len(took) < 2 or (len(took) < most and self.now < until):
+            took.append(kind.passes / kind.images * (self.start + self.each * kind.images) * max(1, kind.members))
+            self.now += took[-1]
+        return took[1:]
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    def of(start, each):
+        clock = Clock(start, each)
+        monkeypatch.setattr(cost, "time", clock)
+        monkeypatch.setattr(cost, "_times", clock.times)
+        return clock
+
+    return of
+
+
+@pytest.mark.parametrize("start, each", [(1e-3, 1e-5), (1e-2, 1e-2), (0.0, 1.0)], ids=["small", "middle", "large"])
+def test_an_estimate_ends_after_ten_seconds_and_is_right(clock, start, each):
+    """On a machine where a pass through the network takes `start`, and `each` for each image, whatever the network."""
+    for name in ("digits", "cifar-small", "paper"):
+        preset = presets.get(name)
+        if name == "digits":
+            preset = replace(preset, seeds=1)
+        folder, now = Folder(preset), clock(start, each)
+        found = cost.estimate(folder, preset.grid())
+        smallest = 2 * 2.5 * (start + each * 2) * preset.together  # where one is late, each other kind is not timed
+        assert now.now <= cost.SECONDS + smallest
+        needs = {run: cost._needs(folder, run, lambda name: data.blank(name) or data.load(name), {}) for run in found}
+        right = {
+            run: sum(n * kind.passes / kind.images * (start + each * kind.images) for kind, n in kinds.items())
+            for run, kinds in needs.items()
+        }
+        assert sum(found.values()) == pytest.approx(sum(right.values()), rel=0.5)
+
+
+def test_kinds_with_most_passes_are_timed_and_small_steps_first(clock):
+    now = clock(0.0, 1.0)
+    cost.estimate(Folder(presets.get("paper")), presets.get("paper").grid())
+    assert now.kinds[0].images == 2 and now.kinds[0].attack.steps == 1 and now.kinds[0].members == 1
+
+
+def test_an_estimate_computes_on_one_thread_for_a_small_network(monkeypatch, tiny):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(machine, "_cores", lambda: 4)
+    seen, own = [], cost._times
+    monkeypatch.setattr(cost, "SECONDS", 0.01)
+    monkeypatch.setattr(cost, "_times", lambda *args: seen.append(torch.get_num_threads()) or own(*args))
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        grid.plan(Folder(tiny, "nowhere"), tiny.grid()[:1])
+        assert set(seen) == {1} and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_an_experiment_chooses_the_threads_of_its_process(monkeypatch):
+    from dwlth.experiment import Experiment
+
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(machine, "_cores", lambda: 2)
+    before = torch.get_num_threads()
+    try:
+        for name, threads in (("paper", 2), ("digits", 1), ("cifar-small", 1), ("cifar", 2)):
+            Experiment(name, device="cpu")
+            assert torch.get_num_threads() == threads, name
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("regime", ["standard", "adversarial"])
+def test_the_estimate_of_a_run_is_near_its_cost(tiny, tmp_path, monkeypatch, regime):
+    """In time of this process, which a busy machine does not change; only what an estimate can know is compared: the
+    training and the tests."""
+    monkeypatch.setattr(cost, "time", SimpleNamespace(time=time.process_time))
+    monkeypatch.setattr("dwlth.training.time", SimpleNamespace(time=time.process_time))
+    monkeypatch.setattr(cost, "SECONDS", 2.0)
+    preset = presets.get("digits")
+    recipe, steps = preset.transfer[regime], replace(preset.transfer[regime], epochs=2, validation=Attack())
+    preset = replace(preset, transfer={**preset.transfer, regime: steps}, evaluation=Attack())
+    (run,) = [run for run in preset.grid() if run.regime == regime and run.fraction == 1 and run.source == "standard"][
+        :1
+    ]
+    task = data.load("digits5-9")
+    nets = [models.build(preset.network, task.classes, task.mean, task.std, seed=0) for _ in range(10)]
+    with machine.torch_threads(1):
+        alike = [replace(run, seed=seed) for seed in range(10)]
+        estimate = cost.estimate(Folder(preset, tmp_path), alike, 1)[run]
+        began = time.process_time()
+        fit_members(nets, steps, [task.train] * 10, [task.val] * 10, seeds=[0] * 10, stacked=True)
+        took = (time.process_time() - began) / 10
+    assert took / 1.5 < estimate < 1.5 * took and recipe.epochs > 2

@@ -164,7 +164,7 @@ def test_figures(experiment, tmp_path):
 def test_small_networks_train_on_one_thread(empty, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(machine, "_cores", lambda: 4)
-    assert machine.threads(1) == 4 and machine.threads(1, small=True) == 1
+    assert machine.threads("resnet50") == 4 and machine.threads(empty.preset.network) == 1
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:

@@ -13,7 +13,6 @@ from dwlth.evaluation import evaluate
 from dwlth.files import read_tensors
 from dwlth.results import Folder, read_table
 from dwlth.running import cost, grid, machine
-from dwlth.running.settings import override
 from dwlth.runs import Run
 
 
@@ -46,7 +45,7 @@ def test_complete_does_what_is_left_and_makes_lost_files_again(small, tmp_path):
     keeps_none = replace(folder, preset=replace(small, keep_networks=False))
     runs = small.grid()
     with pytest.raises(
-        NotYet, match=r"7 runs are left, about \d.*here \(cpu, 1 at a time\).*python -m dwlth run digits"
+        NotYet, match=r"7 runs are left, about \d.*here \(cpu, 1 at a time\).*python -m dwlth run PRESET --set"
     ):
         grid.complete(folder, runs, minutes=1e-4)
     table = grid.complete(folder, runs, files=True, minutes=1000)
@@ -77,17 +76,16 @@ def test_threads_are_a_share_of_the_cores_or_as_the_environment_says(monkeypatch
     monkeypatch.setattr(machine, "_cores", lambda: 8)
     for said, threads in (("", 4), ("3", 3), ("0", 1)):
         monkeypatch.setenv("OMP_NUM_THREADS", said)
-        assert machine.threads(2) == threads and machine.threads(100) == (1 if said != "3" else 3)
+        assert machine.threads("resnet50", 2) == threads
+        assert machine.threads("resnet50", 100) == (1 if said != "3" else 3)
 
 
-def test_a_plan_needs_no_data(tmp_path, monkeypatch):
-    monkeypatch.setattr(cost, "_scaled", lambda timed, size: timed(2) * size / 2)  # the time itself is not looked at
-    cifar = presets.get("cifar")
-    cifar = replace(cifar, pretrain={"standard": cifar.pretrain["standard"]}, rounds=(0,), fractions=(0.01,), seeds=1)
-    few = ["pretrain.validation.steps=1", "transfer.validation.steps=1"]  # of the time that steps take
-    cifar = override(cifar, [*few, "transfer.adversarial.attack.steps=1", "evaluation.steps=1"])
-    said = grid.plan(Folder(cifar, tmp_path, tmp_path / "nothing"), cifar.grid(), 1)
-    assert "pretrain     0     1" in said and "left on this machine (cpu, 1 at a time)" in said
+@pytest.mark.parametrize("name, said", [("cifar", "; it needs a GPU"), ("digits", "1 at a time)")])
+def test_a_plan_needs_no_data_and_says_what_needs_a_gpu(tmp_path, monkeypatch, name, said):
+    monkeypatch.setattr(cost, "SECONDS", 0.5)  # the time itself is not looked at
+    preset = presets.get(name)
+    plan = grid.plan(Folder(preset, tmp_path, tmp_path / "nothing"), preset.grid(), 1)
+    assert plan.endswith(said) and "left on this machine (cpu, 1 at a time)" in plan
     assert not (tmp_path / "nothing").exists()
 
 
@@ -211,3 +209,30 @@ def test_the_parent_fetches_each_data_set_once(small, tmp_path, monkeypatch):
     folder = Folder(small, tmp_path, "there")
     grid.run_all(folder, small.grid(), workers=2)
     assert sorted(fetched) == [("digits0-4", "there"), ("digits5-9", "there")]
+
+
+def test_a_folder_that_cannot_be_written_is_said_before_anything_is_trained(small, tmp_path, monkeypatch):
+    """A folder inside that another user made; also where `preset.json` is there already."""
+    folder = Folder(small, tmp_path)
+    folder.write_preset()
+    (folder.path / "runs").mkdir()
+    own = grid.tempfile.TemporaryFile
+
+    def refuse(dir):
+        if dir == folder.path / "runs":
+            raise PermissionError(13, "Permission denied", str(dir / "tmp123"))
+        return own(dir=dir)
+
+    monkeypatch.setattr(grid.tempfile, "TemporaryFile", refuse)
+    monkeypatch.setitem(grid.DO, "pretrain", lambda *_, **__: pytest.fail("something was trained"))
+    with pytest.raises(DwlthError, match=r"runs: cannot be written \(permission denied\): give a folder"):
+        grid.run_all(folder, grid.left(folder, small.grid()))
+
+
+def test_stopped_while_the_cost_is_estimated_nothing_is_begun(small, tmp_path, monkeypatch):
+    folder, asked = Folder(small, tmp_path), []
+    run = grid.left(folder, small.grid())[0]
+    monkeypatch.setattr(grid, "run_all", lambda *_, **__: pytest.fail("something was begun"))
+    with pytest.raises(NotYet, match="no finished run yet"):
+        grid.complete(folder, [run], stop=lambda: asked.append(1) or True)
+    assert len(asked) == 1

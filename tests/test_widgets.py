@@ -17,6 +17,7 @@ from dwlth.running import grid
 from dwlth.running.settings import override
 from dwlth.runs import Run, plain
 from dwlth.show import figures, widgets
+from dwlth.training import OutOfTime
 
 
 def falls_after(last, by=5.0):
@@ -89,7 +90,7 @@ def test_a_menu_for_names_and_a_slider_for_rising_numbers():
 def test_a_value_that_is_no_option_is_named():
     with pytest.raises(DwlthError, match="source is 'random': choose from standard, adversarial"):
         widgets.choose("source", ["standard", "adversarial"], "random")
-    with pytest.raises(DwlthError, match="source: nothing to choose from yet; `python -m dwlth run`"):
+    with pytest.raises(DwlthError, match="source: nothing to choose from yet; `python -m dwlth run PRESET`"):
         widgets.choose("source", [], None)
 
 
@@ -449,8 +450,15 @@ def test_a_training_that_would_take_long_is_begun_by_a_second_start(folder):
 
 
 def test_stop_ends_the_estimate(folder, monkeypatch):
-    timing, release = threading.Event(), threading.Event()
-    monkeypatch.setattr(widgets.cost, "estimate", lambda *args: timing.set() or release.wait(120) and {})
+    timing = threading.Event()
+
+    def estimate(folder, todo, threads, stop):
+        timing.set()
+        while not stop():
+            time.sleep(0.01)
+        raise OutOfTime
+
+    monkeypatch.setattr(widgets.cost, "estimate", estimate)
     box = panel(folder)
     find(box, "start").click()
     assert timing.wait(60)
@@ -458,7 +466,6 @@ def test_stop_ends_the_estimate(folder, monkeypatch):
     find(box, "stop").click()
     wait(box)
     assert "not done yet (0 of 6 epochs)" in text(box) and not list(folder.path.rglob("*.json"))
-    release.set()
 
 
 def test_what_the_panel_trains_appears_in_the_explorer(folder):

@@ -164,7 +164,7 @@ class Folder:
             write_table(self.table, rows)
             table = read_table(self.table)
         if table is None:
-            raise NotYet(f"{self.path}: no finished run yet; `python -m dwlth run` makes them")
+            raise NotYet(f"{self.path}: no finished run yet; `python -m dwlth run PRESET` makes them")
         columns = [column for column in Run.__dataclass_fields__ if column in table]
         current = [self.owns(dict(zip(columns, row[1:])), row[0]) for row in table[["id", *columns]].itertuples(False)]
         others = len(table) - sum(current) + len(records) - len(own)

@@ -44,7 +44,7 @@ def read_table(path: Path) -> pd.DataFrame:
         DwlthError: if the file is missing or no such table, or a row is not as it was written.
     """
     if not path.exists():
-        raise DwlthError(f"{path}: no results here yet; `python -m dwlth run` makes them")
+        raise DwlthError(f"{path}: no results here yet; `python -m dwlth run PRESET` makes them")
     content = path.read_bytes()
     if not content.endswith(b"\n"):
         raise DwlthError(f"{path}: not a table of results, or a truncated one: it does not end with a whole line")

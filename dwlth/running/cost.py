@@ -1,53 +1,99 @@
 """What runs cost: an estimate from a few timed steps on this machine."""
 
+import contextlib
 import time
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import cache, partial
 
 from dwlth import data, models
 from dwlth.attacks import Attack
 from dwlth.data import Augment
 from dwlth.evaluation import evaluate
-from dwlth.presets import Preset
 from dwlth.recipe import Given, Recipe
 from dwlth.results import Folder
+from dwlth.running import progress
 from dwlth.running.machine import torch_threads
 from dwlth.runs import Run
-from dwlth.training import fit_members
+from dwlth.training import OutOfTime, fit_members
+
+SECONDS = 10.0
+"""An estimate times steps for so long, and ends with the step that is under way then (our choice)."""
+
+SMALL = 0.02
+"""Kinds with a smaller part of all passes are not timed (our choice)."""
+
+ATTACKED = 0.5
+"""Of the passes of an attack on test images, the part that is done: an image that falls, or was wrong before, is
+attacked no further (our choice; 0.2 to 0.8 in the runs of `digits`, by how robust a network is)."""
 
 
-def estimate(folder: Folder, runs: list[Run], threads: int = 0) -> dict[Run, float]:
-    """Seconds that each of `runs` would take with nothing beside it, from a few timed steps of each kind: on as many
-    threads as torch has now, or as are given. Published datasets need not be on disk: steps are timed on blank images
-    of their size, already decoded."""
-    preset, device = folder.preset, folder.device
-    tasks = cache(lambda name: data.blank(name) or folder.dataset(name, 0))
-    step = cache(partial(_step_seconds, preset, device))
-    test_image = cache(partial(_test_seconds, preset, device))
+@dataclass(frozen=True)
+class Kind:
+    """What is timed: a training step on a batch, or the test of a batch."""
 
-    def test(task: data.Dataset, attack: Attack, recipe: Recipe) -> float:
-        return test_image(task, attack, recipe.augment, recipe.precision)
+    task: str
+    """A dataset whose images have the size."""
+    attack: Attack
+    augment: Augment
+    precision: str
+    images: int
+    """In the batch."""
+    members: int
+    """That train side by side; 0: a test."""
+    stacked: bool = False
+    """Whether they do so as one network; see `dwlth.fast.stack`."""
 
-    def cost(run: Run) -> float:
-        recipe = preset.recipe(run)
-        if isinstance(recipe, Given):
-            return 0.0  # a download, of which nothing is known
-        task = tasks(run.downstream or preset.upstream)
-        transfers = run.stage == "transfer"
-        members = preset.together if preset.stacks(run) else 1
-        seconds = (1 + transfers) * len(task.test) * test(task, preset.evaluation, recipe)
-        if run.stage == "imp" and run.round == 0:
-            return seconds
-        n_train = round(run.fraction * len(task.train))
-        batches = max(1, round(n_train / recipe.batch_size))
-        of_steps = {name: getattr(recipe, name) for name in ("batch_size", "attack", "augment", "precision")}
-        short = Recipe(3, lr=0.01, validate_every=3, **of_steps)  # one timing serves recipes that differ elsewhere
-        seconds += recipe.epochs * batches * step(task, short, members, min(n_train, recipe.batch_size))
-        validations = sum(map(recipe.validates, range(recipe.epochs)))
-        return seconds + validations * len(task.val) * test(task, recipe.validation, recipe)
+    @property
+    def passes(self) -> float:
+        """Passes of its images through the network and back to the pixels. Training goes back to the weights too,
+        which is half a pass more; a test begins with the way forward, which is half a pass."""
+        return self.images * (self.attack.steps * self.attack.restarts + (1.5 if self.members else 0.5))
 
-    with torch_threads(threads):
-        return {run: cost(run) for run in runs}
+
+def estimate(
+    folder: Folder, runs: list[Run], threads: int = 0, stop: Callable[[], bool] = lambda: False
+) -> dict[Run, float]:
+    """Seconds that each of `runs` would take one after the other on this machine, as busy as it is now, on as many
+    threads as torch has or as are given. Published datasets need not be on disk: steps are timed on blank images of
+    their size, already decoded.
+
+    It takes about `SECONDS`. It counts the passes through the network of each kind of step, and times the kinds from
+    the one with the most passes on. A kind is timed with few images and one step of the attack, then with more while
+    there is time for it; from there on time grows with the images as it did last, and with the passes. A kind with
+    less than `SMALL` of all passes, or one that no time is left for, costs as much a pass as one that was timed.
+
+    Args:
+        stop: asked after each timed step.
+
+    Raises:
+        OutOfTime: where `stop` says so.
+    """
+    task = cache(lambda name: data.blank(name) or folder.dataset(name, 0))
+    like: dict = {}  # a dataset for each size of images
+    alike = Counter(_key(folder, run) for run in runs)
+    needs = {run: _needs(folder, run, task, like, alike[_key(folder, run)]) for run in runs}
+    passes_of: Counter[Kind] = Counter()
+    for kinds in needs.values():
+        for kind, times in kinds.items():
+            passes_of[kind] += times * kind.passes
+    timed = [kind for kind, passes in passes_of.most_common() if passes > SMALL * passes_of.total()]
+    seconds: dict[Kind, float] = {}
+    build = cache(lambda name, member: _blank(folder, task(name), member))
+    with torch_threads(threads), progress.brief(len(timed), "timing steps, to estimate the cost") as bar:
+        end = time.time() + SECONDS
+        for i, kind in enumerate(timed):
+            left = end - time.time()
+            if left > 0 or not seconds:
+                share = left * passes_of[kind] / sum(passes_of[each] for each in timed[i:])
+                seconds[kind] = _seconds(folder.device, task(kind.task), kind, partial(build, kind.task), share, stop)
+            bar.update(1)
+    for kind in passes_of:
+        if kind not in seconds:
+            nearest = next((each for each in seconds if _alike(each, kind)), next(iter(seconds)))
+            seconds[kind] = seconds[nearest] * kind.passes / nearest.passes
+    return {run: sum(times * seconds[kind] for kind, times in kinds.items()) for run, kinds in needs.items()}
 
 
 def passes(folder: Folder, run: Run) -> int:
@@ -66,56 +112,106 @@ def passes(folder: Folder, run: Run) -> int:
     return round(images)
 
 
-def _step_seconds(preset: Preset, device: str, task: data.Dataset, recipe: Recipe, members: int, size: int) -> float:
-    """Time of one training step with `size` images, the faster of two, as one of so many members side by side."""
-
-    def timed(n: int) -> float:
-        images = task.train.take(list(range(n))).to(device)
-        nets = [_blank(preset, device, task) for _ in range(members)]
-        alike = [[images] * members] * 2
-        history = fit_members(nets, recipe, *alike, seeds=[0] * members, stacked=members > 1)[0].history
-        return min(row["seconds"] for row in history[:2]) / members  # the last one also validates
-
-    return _scaled(timed, size)
+def _alike(one: Kind, other: Kind) -> bool:
+    return (one.task, one.augment.crop, bool(one.members)) == (other.task, other.augment.crop, bool(other.members))
 
 
-def _test_seconds(
-    preset: Preset, device: str, task: data.Dataset, attack: Attack, augment: Augment, precision: str
+def _key(folder: Folder, run: Run) -> tuple:
+    """Of runs that can train side by side."""
+    return run.stage, run.regime, run.downstream, run.fraction, run.stage != "transfer" and (run.source, run.round)
+
+
+def _needs(
+    folder: Folder, run: Run, task: Callable[[str], data.Dataset], like: dict, alike: int = 10**9
+) -> Counter[Kind]:
+    """How often a run does what of each kind; none of it where a source is downloaded. So many runs are `alike`."""
+    preset, recipe = folder.preset, folder.preset.recipe(run)
+    needs: Counter[Kind] = Counter()
+    if isinstance(recipe, Given):
+        return needs
+    name = run.downstream or preset.upstream
+    images = task(name)
+    name = like.setdefault(images.train.images.shape[1:] if isinstance(images.train, data.Split) else name, name)
+
+    def test(split: data.Split, attack: Attack, times: int) -> None:
+        batch = min(256, len(images.test))
+        view = recipe.augment if recipe.augment.crop == "resized" else Augment()  # others change no test image
+        kind = Kind(name, attack, view, recipe.precision, batch, 0)
+        dense = times * len(split) / batch
+        if not recipe.exact_ra and attack.steps:  # of the images, not all are attacked to the end
+            needs[replace(kind, attack=Attack())] += (1 - ATTACKED) * dense
+            dense *= ATTACKED
+        needs[kind] += dense
+
+    test(images.test, preset.evaluation, 1 + (run.stage == "transfer"))
+    if run.stage != "imp" or run.round > 0:
+        n_train = round(run.fraction * len(images.train))
+        batch = min(n_train, recipe.batch_size)
+        stacked = preset.stacks(run)
+        members = min(preset.together, alike) if stacked else 1
+        kind = Kind(name, recipe.attack, recipe.augment, recipe.precision, batch, members, stacked)
+        needs[kind] += recipe.epochs * max(1, round(n_train / recipe.batch_size))
+        test(images.val, recipe.validation, sum(map(recipe.validates, range(recipe.epochs))))
+    return needs
+
+
+def _blank(folder: Folder, task: data.Dataset, member: int) -> models.Classifier:
+    """An untrained network, to time."""
+    return models.build(folder.preset.network, task.classes, task.mean, task.std, seed=member).to(folder.device)
+
+
+def _seconds(
+    device: str,
+    task: data.Dataset,
+    kind: Kind,
+    build: Callable[[int], models.Classifier],
+    share: float,
+    stop: Callable[[], bool],
 ) -> float:
-    """Time of one image's evaluation, with every image attacked."""
-    model = _blank(preset, device, task)
-
-    def timed(n: int) -> float:
-        images = task.test.take(list(range(n))).to(device)
-        began = time.time()
-        evaluate(model, images, attack, 0, augment, precision=precision, exact=True)
-        return time.time() - began
-
-    size = min(len(task.test), 512)
-    timed(2)
-    return _scaled(timed, size) / size
-
-
-def _blank(preset: Preset, device: str, task: data.Dataset) -> models.Classifier:
-    """An untrained network of a preset, to time."""
-    return models.build(preset.network, task.classes, task.mean, task.std, seed=0).to(device)
-
-
-def _scaled(timed: Callable[[int], float], size: int) -> float:
-    """`timed(size)`, extrapolated from as many images as take a second where that is not all: few images take longer
-    each. Those are timed twice, since a busy machine can make anything take a second."""
-    few = min(size, 4)
-    while (seconds := timed(few)) < 1 and few < size:
-        few = min(size, 4 * few)
-    if few < size:
-        seconds = min(seconds, timed(few))
-    return seconds * size / few
+    """Time of one of `kind`, for each member, from what can be timed in about `share` seconds. The smallest is always
+    timed; the mean of several, since a busy machine makes some of them long."""
+    until, steps = time.time() + share, kind.attack.steps
+    sizes = [n for n in (2, 8, 32, 128) if n < kind.images] + [kind.images]
+    rungs = [(n, min(steps, 1)) for n in sizes] + [(kind.images, few) for few in (4, steps) if few <= steps]
+    slope, last, each = 0.0, 0, 0.0  # seconds a pass of the whole batch, by its images
+    for images, few in dict.fromkeys(rungs):
+        small = replace(kind, images=images, attack=replace(kind.attack, steps=few, restarts=1))
+        passes = small.passes / images
+        reach = each + slope * (images - last)
+        if each and time.time() + 3 * reach * passes > until:
+            break
+        took = _times(device, task, small, build, 10 if (images, few) == rungs[-1] else 2, until)
+        if stop():
+            raise OutOfTime
+        now = sum(took) / len(took) / passes
+        if images > last:
+            slope = min(max(0.0, now - each) / (images - last), now / images)
+        each, last = now, images
+    whole = each + slope * (kind.images - last)
+    return whole * kind.passes / kind.images / max(1, kind.members)
 
 
-def duration(seconds: float) -> str:
-    """Seconds in words, in a unit that suits."""
-    if seconds < 90:
-        return f"{seconds:.0f} seconds"
-    if seconds < 5400:
-        return f"{seconds / 60:.1f} minutes"
-    return f"{seconds / 3600:.1f} hours" if seconds < 172_800 else f"{seconds / 86_400:.0f} days"
+def _times(
+    device: str, task: data.Dataset, kind: Kind, build: Callable[[int], models.Classifier], most: int, until: float
+) -> list[float]:
+    """Seconds of one of `kind`, timed `most` times, or fewer until then; the first, which warms up, is left out."""
+    split = (task.train if kind.members else task.test).take(list(range(kind.images))).to(device)
+    took: list[float] = []
+
+    def enough(row: dict) -> bool:
+        took.append(row["seconds"])
+        return len(took) >= most or time.time() > until
+
+    if kind.members:
+        never = 10**9
+        recipe = Recipe(never, kind.images, 0.01, validate_every=never, attack=kind.attack, augment=kind.augment)
+        recipe = replace(recipe, precision=kind.precision)
+        nets, splits = [build(member) for member in range(kind.members)], [[split] * kind.members] * 2
+        with contextlib.suppress(OutOfTime):
+            fit_members(nets, recipe, *splits, seeds=[0] * kind.members, stacked=kind.stacked, on_epoch=enough)
+    else:
+        began = 0.0
+        while not began or not enough({"seconds": time.time() - began}):
+            began = time.time()
+            evaluate(build(0), split, kind.attack, 0, kind.augment, precision=kind.precision, exact=True)
+    return took[1:] or took

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import tempfile
 import time
 import warnings
 from collections import Counter
@@ -13,19 +14,20 @@ from functools import partial
 from pathlib import Path
 
 import pandas as pd
-from tqdm.auto import tqdm
 
 from dwlth import files, results
 from dwlth.data import fetch
 from dwlth.errors import DwlthError, NotYet
 from dwlth.evaluation import available_precision
 from dwlth.outside.autoattack import under_autoattack
-from dwlth.presets import Preset
+from dwlth.presets import PRESETS, Preset
 from dwlth.recipe import Given
 from dwlth.results import Folder
 from dwlth.running import cluster
-from dwlth.running.cost import duration, estimate, passes
+from dwlth.running import progress as bars
+from dwlth.running.cost import estimate, passes
 from dwlth.running.machine import processes, threads, torch_threads
+from dwlth.running.progress import duration
 from dwlth.runs import STAGES, Run
 from dwlth.sources import pretrain
 from dwlth.tickets import imp_round
@@ -62,6 +64,7 @@ def complete(
     minutes: float = 10.0,
     workers: int = 1,
     on_epoch: Callable[[Run, dict | None], bool | None] | None = None,
+    stop: Callable[[], bool] = lambda: False,
     by_hand: str = "",
     command: str = "dwlth.running.grid.complete",
 ) -> pd.DataFrame:
@@ -73,6 +76,7 @@ def complete(
         workers: processes; one does the work here.
         on_epoch: called with the run under way and each new row of its history, before the first with None; returns
             True to stop there. One worker only.
+        stop: asked while the cost is estimated, which takes about ten seconds; True: nothing is begun.
         by_hand: the command that does these runs, for the error; by default that of the preset's name.
         command: for the records.
 
@@ -83,12 +87,15 @@ def complete(
         folder = replace(folder, preset=replace(folder.preset, keep_networks=True))
     todo = left(folder, runs, files)
     if todo:
-        seconds = sum(estimate(folder, todo, threads(workers, folder.preset.together > 1)).values()) / workers
+        try:
+            seconds = sum(estimate(folder, todo, threads(folder.preset.network, workers), stop).values()) / workers
+        except OutOfTime:
+            return folder.collect()
         if seconds > 60 * minutes:
             raise NotYet(
                 f"{len(todo)} runs are left, about {duration(seconds)} here ({folder.device}, {workers} at a time); "
                 f"more than {minutes:g} minutes are not begun here. "
-                f"`{by_hand or f'python -m dwlth run {folder.preset.name}'}` does them, and can be stopped and resumed"
+                f"`{by_hand or _by_hand(folder.preset)}` does them, and can be stopped and resumed"
             )
         ends = run_all(folder, todo, workers, command=command, on_epoch=on_epoch)
         for failed in (run for run, end in ends.items() if end == "failed"):
@@ -96,19 +103,26 @@ def complete(
     return folder.collect()
 
 
+def _by_hand(preset: Preset) -> str:
+    return f"python -m dwlth run {preset.name if preset.name in PRESETS else 'PRESET --set NAME=VALUE'}"
+
+
 def plan(folder: Folder, runs: list[Run], workers: int = 1) -> str:
     """Of each stage, how many of `runs` are done and left, the time that those that are done took, and what is left
-    costs on this machine; the published datasets need not be on disk."""
+    costs on this machine; the published datasets need not be on disk. On a CPU, what takes more than two weeks is said
+    to need a GPU."""
     todo = left(folder, runs)
-    spent, to_come = folder.seconds(), estimate(folder, todo, threads(workers, folder.preset.together > 1))
+    spent, to_come = folder.seconds(), estimate(folder, todo, threads(folder.preset.network, workers))
     lines = {}
     for stage in (stage for stage in STAGES if any(run.stage == stage for run in runs)):
         done = [run for run in runs if run.stage == stage and run not in to_come]
         ahead = [seconds / workers for run, seconds in to_come.items() if run.stage == stage]
         took = sum(spent.get(folder.preset.run_id(run), 0.0) for run in done)
         lines[stage] = {"done": len(done), "left": len(ahead), "took": duration(took), "to come": duration(sum(ahead))}
-    cost = f"about {duration(sum(to_come.values()) / workers)} left on this machine"
-    return f"{pd.DataFrame.from_dict(lines, orient='index').to_string()}\n{cost} ({folder.device}, {workers} at a time)"
+    total = sum(to_come.values()) / workers
+    cost = f"about {duration(total)} left on this machine ({folder.device}, {workers} at a time)"
+    cost += "; it needs a GPU" if folder.device == "cpu" and total > 14 * 86_400 else ""
+    return f"{pd.DataFrame.from_dict(lines, orient='index').to_string()}\n{cost}"
 
 
 def for_autoattack(preset: Preset, found: pd.DataFrame) -> list[Run]:
@@ -133,13 +147,21 @@ def run_all(
     scheduler: str | None = None,
 ) -> dict[Run, str]:
     """Do `runs` (as `left` gives them) on this machine, in so many processes that share its cores, or on the workers of
-    a Dask `scheduler` (`dwlth.running.cluster`); returns their statuses."""
+    a Dask `scheduler` (`dwlth.running.cluster`); returns their statuses.
+
+    Raises:
+        DwlthError: before anything is trained, for a results folder that cannot be written, or a dataset that is not
+            there.
+    """
+    if runs:
+        _check_writable(folder.path)
     folder.write_preset()
     folder.sweep()
     for name in {run.downstream or folder.preset.upstream for run in runs}:
         fetch(name, folder.data)  # before several processes do it at once
-    work = partial(execute, folder, deadline, command, workers == 1 and not scheduler, on_epoch=on_epoch)
-    each = threads(workers, folder.preset.together > 1)
+    shown = workers == 1 and not scheduler and not bars.in_log()
+    work = partial(execute, folder, deadline, command, shown, on_epoch=on_epoch)
+    each = threads(folder.preset.network, workers)
     with ExitStack() as stack:
         executor, lost = None, ()
         if runs and scheduler:
@@ -153,6 +175,17 @@ def run_all(
             stack.enter_context(torch_threads(each))
         weight = partial(passes, folder)
         return run_grid(units(folder.preset, runs), work, executor, workers, deadline, weight=weight, lost=lost)
+
+
+def _check_writable(path: Path) -> None:
+    place = path
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        for place in (path, *filter(Path.is_dir, path.iterdir())):
+            tempfile.TemporaryFile(dir=place).close()
+    except OSError as error:
+        why = error.strerror.lower()
+        raise DwlthError(f"{place}: cannot be written ({why}): give a folder for the results that can") from None
 
 
 def units(preset: Preset, runs: Iterable[Run]) -> list[tuple[Run, ...]]:
@@ -248,7 +281,7 @@ def run_grid(
     pending, under_way = list(units), {}
     tries = Counter()
     form = "{l_bar}{bar}| {postfix} [{elapsed}<{remaining}]"
-    with tqdm(total=sum(map(weight, listed)), bar_format=form, disable=not progress) as bar:
+    with bars.bar(sum(map(weight, listed)), progress, bar_format=form) as bar:
 
         def ended(unit: tuple[Run, ...], ends: list[str]) -> None:
             status.update(zip(unit, ends))

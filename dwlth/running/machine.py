@@ -1,8 +1,11 @@
-"""This machine: its device, its cores, and processes to run on them."""
+"""This machine: its device, its cores, its environment, and processes to run on it."""
 
 import multiprocessing
 import os
+import shlex
+import shutil
 import signal
+import sys
 import threading
 import time
 import warnings
@@ -10,10 +13,13 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing.connection import wait as wait_for_process
+from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 from dwlth.errors import DwlthError
+from dwlth.models import SMALL
 from dwlth.training import STOP
 
 
@@ -36,11 +42,21 @@ def this_machine(device: str | None = None, workers: int | None = None) -> tuple
     return device, workers
 
 
-def threads(workers: int, small: bool = False) -> int:
-    """Threads of each worker: as many as the variable OMP_NUM_THREADS says; or one for `small` networks, whose
-    thousands of small operations would wait for a second thread; or else its share of the cores."""
+def threads(network: str, workers: int = 1) -> int:
+    """Threads that torch is to use in each of so many processes, for a network of `dwlth.models.NETWORKS`: as many as
+    the variable OMP_NUM_THREADS says; or one for a small network, whose thousands of small operations would wait for a
+    second thread; or else the process's share of the cores. The command line, notebooks and widgets all ask here."""
     wanted = os.environ.get("OMP_NUM_THREADS", "")
-    return max(1, int(wanted) if wanted.isdigit() else 1 if small else _cores() // workers)
+    return max(1, int(wanted) if wanted.isdigit() else 1 if network in SMALL else _cores() // workers)
+
+
+def activation() -> str:
+    """The line for a shell that makes its `python` the one that runs now; empty where it is, or where this is no
+    virtual environment."""
+    script, found = Path(sys.prefix, "bin", "activate"), shutil.which("python")
+    if not script.exists() or (found and Path(found).parent == script.parent):
+        return ""
+    return f"source {shlex.quote(os.path.relpath(script) if script.is_relative_to(Path.cwd()) else str(script))}"
 
 
 @contextmanager
@@ -128,6 +144,9 @@ def _start_worker(threads: int) -> None:
     for number in _signals("SIGTERM", "SIGUSR1"):
         signal.signal(number, lambda *_: STOP.set())
     torch.set_num_threads(threads)
+    tqdm.set_lock(
+        threading.RLock()
+    )  # its own is a semaphore of the system, which a process that is ended leaves behind
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
     parent = multiprocessing.parent_process().sentinel
     threading.Thread(target=lambda: (wait_for_process([parent]), os._exit(1)), daemon=True).start()

@@ -57,7 +57,10 @@ def curves(
     table = table if sources is None else table[table["source"].isin(list(sources))]
     runs = transfers(table, downstream, fraction)
     if runs.empty:
-        raise NotYet(f"no transfers to {downstream} with {percent(fraction)} of its data: `python -m dwlth run`")
+        raise NotYet(
+            f"no transfers to {downstream} with {percent(fraction)} of its data: "
+            "`python -m dwlth run PRESET` makes them"
+        )
     looks, found = style.of_sources(runs["source"]), _tests(table, downstream, fraction, margins)
     figure = Picture(figsize=(WIDTH, 7.2), layout="constrained")
     for panel, (criterion, column) in zip(figure.subplots(2, 2).flatten(), PANELS.items()):
@@ -89,7 +92,7 @@ def curve(
     if not (runs["regime"] == regime).any():
         raise NotYet(
             f"no {regime} transfers to {downstream} with {percent(fraction)} of its data in the table yet; "
-            "`python -m dwlth run` makes them"
+            "`python -m dwlth run PRESET` makes them"
         )
     looks = style.of_sources(runs["source"])
     in_front = sorted(looks, key=lambda name: name == source)
@@ -193,7 +196,7 @@ def pretraining(table: pd.DataFrame) -> Figure:
     """
     runs = _percents(table[table["stage"] == "imp"])
     if runs.empty:
-        raise NotYet("no round of IMP yet: `python -m dwlth run`")
+        raise NotYet("no round of IMP yet: `python -m dwlth run PRESET` makes them")
     looks = style.of_sources(runs["source"])
     figure = Picture(figsize=(WIDTH, 3.9), layout="constrained")
     panels = figure.subplots(1, 2)

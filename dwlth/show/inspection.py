@@ -1,5 +1,6 @@
 """Saying what a file is, and what there is on this machine."""
 
+import json
 from pathlib import Path
 
 import pandas as pd
@@ -15,9 +16,13 @@ from dwlth.running.machine import this_machine
 from dwlth.runs import Run
 from dwlth.tickets import load
 
+FILES = ("preset.json", "table.csv")
+"""Of a preset's results: those that a folder is known by."""
+
 
 def describe(file: str | Path, unsafe: bool = False) -> str:
-    """One paragraph about a source, a ticket, a transferred network, a record, a table or a checkpoint from elsewhere.
+    """One paragraph about a source, a ticket, a transferred network, a record, a table, a `preset.json`, the paper's
+    numbers, or a checkpoint from elsewhere; or about a folder of results, of one preset or of several, or of images.
 
     Args:
         unsafe: for a checkpoint, see `dwlth.checkpoints.read`.
@@ -26,8 +31,10 @@ def describe(file: str | Path, unsafe: bool = False) -> str:
         DwlthError: if the file is missing, truncated or none of these.
     """
     path = Path(file)
+    if path.is_dir():
+        return _folder(path)
     if not path.is_file():
-        raise DwlthError(f"{path}: no such file")
+        raise DwlthError(f"{path}: no such file or folder")
     if path.suffix == ".safetensors" and not _foreign(path):
         about = read_about(path)
         if about["kind"] == "ticket":
@@ -47,6 +54,8 @@ def describe(file: str | Path, unsafe: bool = False) -> str:
             f"{about['id']}): a {about['network']} for the {about['classes']} classes of {about['task']}, with SA "
             f"{_percent(about['sa'])} and RA {_percent(about['ra'])} on its test set."
         )
+    if path.name == "preset.json":
+        return _preset(path)
     if path.suffix == ".json":
         record = results.read_record(path)
         run = Run(**{key: record["config"][key] for key in Run.__dataclass_fields__ if key in record["config"]})
@@ -54,6 +63,10 @@ def describe(file: str | Path, unsafe: bool = False) -> str:
         measured = record["status"] == "ok"
         said = f"SA {_percent(result['sa'])}, RA {_percent(result['ra'])}" if measured else result["error"]
         return f"{path}: record of run {record['id']}, {run}: {record['status']}, {said}."
+    if path.suffix == ".csv" and path.read_bytes().startswith(b"source,downstream,round,sparsity,provenance\n"):
+        paper = pd.read_csv(path)
+        tickets = "; ".join(f"{row.source} on {row.downstream} {_percent(row.sparsity)}" for row in paper.itertuples())
+        return f"{path}: {len(paper)} sparsest double-win tickets that the paper names: {tickets}."
     if path.suffix == ".csv":
         table = results.read_table(path)
         ended = table[table["status"] == "ok"]
@@ -61,6 +74,46 @@ def describe(file: str | Path, unsafe: bool = False) -> str:
         lost = f" and {len(table) - len(ended)} failed ones" if len(ended) < len(table) else ""
         return f"{path}: a table of {len(ended)} finished runs ({stages}){lost}, {table['seed'].nunique()} seeds."
     return checkpoints.describe(path, unsafe)
+
+
+def _preset(path: Path) -> str:
+    """About the numbers of a preset, as `Folder.write_preset` writes them."""
+    try:
+        numbers = json.loads(path.read_text())
+        about = {name: numbers[name] for name in ("name", "network", "upstream", "pretrain", "transfer", "rounds")}
+        tasks = ", ".join(numbers["downstream"])
+        percents = ", ".join(f"{fraction:.4g}" for fraction in (100 * each for each in numbers["fractions"]))
+        seeds = numbers["seeds"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DwlthError(f"{path}: not the numbers of a preset (truncated or foreign): {error}") from None
+    return (
+        f"{path}: the numbers of the preset {about['name']}: a {about['network']}, {about['upstream']} to {tasks}; "
+        f"sources {', '.join(about['pretrain'])}; transfers {', '.join(about['transfer'])}; rounds "
+        f"{', '.join(map(str, about['rounds']))}; {percents} % of the data; {seeds} seeds."
+    )
+
+
+def _folder(path: Path) -> str:
+    """About a folder: of a preset's results, of the results of several, or of images."""
+    counted = {"runs": "runs/*.json", "sources": "sources/*.safetensors", "tickets": "tickets/*/*.safetensors"}
+    counted |= {"networks": "networks/*.safetensors", "trainings under way": "checkpoints/*.pt"}
+    counted |= {"figures": "figures/*.png", "files set aside as unreadable": "**/*.bad"}
+    if any((path / name).exists() for name in ("preset.json", "table.csv", "runs")):
+        found = {what: len(list(path.glob(pattern))) for what, pattern in counted.items()}
+        files = ", ".join(f"{count} {what}" for what, count in found.items() if count).replace(
+            "runs", "records of runs"
+        )
+        lines = [f"{path}: results of a preset: {files or 'no finished run yet'}."]
+        return "\n".join(lines + [describe(path / name) for name in FILES if (path / name).exists()])
+    inner = [part for part in sorted(path.iterdir()) if part.is_dir()]
+    presets = [part.name for part in inner if any((part / name).exists() for name in FILES)]
+    if presets:
+        return f"{path}: results of {len(presets)} presets: {', '.join(presets)}. Inspect one: {path / presets[0]}"
+    if (path / "train").is_dir():
+        classes = [part for part in (path / "train").iterdir() if part.is_dir()]
+        images = sum(1 for part in classes for file in part.iterdir() if file.is_file())
+        return f"{path}: a folder of images: train/ has {images:,} files in {len(classes)} classes."
+    raise DwlthError(f"{path}: neither a folder of results (with table.csv or preset.json) nor of images (with train/)")
 
 
 def _percent(value: float | None) -> str:

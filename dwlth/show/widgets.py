@@ -7,7 +7,6 @@ import asyncio
 import contextlib
 import html
 import threading
-import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import cache
@@ -25,10 +24,11 @@ from dwlth.errors import DwlthError, NotYet
 from dwlth.presets import in_order
 from dwlth.results import KEY, Folder, read_record, read_table
 from dwlth.running import cost, grid, machine
+from dwlth.running.progress import duration
 from dwlth.runs import Run
 from dwlth.show import analysis, figures, style
 from dwlth.show.claims import scoreboard
-from dwlth.training import read_checkpoint
+from dwlth.training import OutOfTime, read_checkpoint
 from dwlth.verdict import judge, transfers, verdict
 
 _DRAWING = threading.RLock()  # matplotlib is not safe on several threads at once
@@ -88,7 +88,7 @@ def choose(
     labelled = list(options.items()) if isinstance(options, dict) else [(str(option), option) for option in options]
     values = [option for _, option in labelled]
     if not values:
-        raise DwlthError(f"{name}: nothing to choose from yet; `python -m dwlth run` makes results")
+        raise DwlthError(f"{name}: nothing to choose from yet; `python -m dwlth run PRESET` makes results")
     if value is not None and value not in values:
         raise DwlthError(f"{name} is {value!r}: choose from {', '.join(map(str, values))}")
     rising = all(not isinstance(option, str) for option in values) and all(a < b for a, b in zip(values, values[1:]))
@@ -543,7 +543,7 @@ def _train(folder: Folder, run: Run, device, minutes: float, stopping: threading
     seconds = _estimated(folder, todo, stopping, tell) if minutes < float("inf") else 0.0
     if seconds > 60 * minutes:
         raise _Long(
-            f"{run}: {len(todo)} runs are left, about {cost.duration(seconds)} here ({folder.device}), by an estimate "
+            f"{run}: {len(todo)} runs are left, about {duration(seconds)} here ({folder.device}), by an estimate "
             f"that a busy machine makes too high. That is more than {minutes:g} minutes: Start once more begins them "
             f"all the same, or `python -m dwlth run {folder.preset.name}` in a terminal. Either can be stopped"
         )
@@ -557,26 +557,9 @@ def _train(folder: Folder, run: Run, device, minutes: float, stopping: threading
 
 
 def _estimated(folder: Folder, todo: list[Run], stopping: threading.Event, tell: Callable) -> float:
-    """Seconds that `todo` would take, by steps timed on another thread; 0 as soon as `stopping` is set."""
-    found: list[float | Exception] = []
-
-    def work() -> None:
-        try:
-            threads = machine.threads(1, folder.preset.together > 1)
-            found.append(sum(cost.estimate(folder, todo, threads).values()))
-        except Exception as error:  # told where it is waited for
-            found.append(error)
-
-    timing, began = threading.Thread(target=work, daemon=True), time.time()
-    timing.start()
-    while timing.is_alive() and not stopping.is_set():
-        left = f"{len(todo)} run{'s' * (len(todo) != 1)}"
-        tell(f"{todo[-1]}: estimating how long {left} would take here ... {time.time() - began:.0f} s")
-        for _ in range(10):
-            if timing.is_alive() and not stopping.wait(0.05):
-                timing.join(0.05)
-    if stopping.is_set():
+    """Seconds that `todo` would take; 0 as soon as `stopping` is set."""
+    tell(f"{todo[-1]}: estimating how long {len(todo)} run{'s' * (len(todo) != 1)} would take here, some ten seconds")
+    try:
+        return sum(cost.estimate(folder, todo, machine.threads(folder.preset.network), stopping.is_set).values())
+    except OutOfTime:
         return 0.0
-    if isinstance(found[0], Exception):
-        raise found[0]
-    return found[0]
