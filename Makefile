@@ -3,16 +3,21 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+COPIES := $(patsubst notebooks/%,my-notebooks/%,$(wildcard notebooks/*.ipynb))
 
 .PHONY: quickstart lab notebooks bench test clean
 
 quickstart: $(VENV)/.package  ## the whole road on handwritten digits; results in quickstart/
 	$(BIN)/python -m dwlth run digits --results quickstart
 
-lab: $(VENV)/.notebooks  ## the notebooks, on the quickstart's results if it has run, or else on those that come with the kit
-	$(if $(wildcard quickstart/digits/table.csv),DWLTH_RESULTS=../quickstart) $(BIN)/python -m jupyterlab $(LAB) notebooks/00_start_here.ipynb
+lab: $(VENV)/.notebooks $(COPIES)  ## copies of the notebooks, on the quickstart's results if it has run, or else on the kit's
+	$(if $(wildcard quickstart/digits/table.csv),DWLTH_RESULTS=../quickstart) $(BIN)/python -m jupyterlab --ServerApp.root_dir=. $(LAB) my-notebooks/00_start_here.ipynb
 
-notebooks: $(VENV)/.notebooks  ## run all of them headless, in place
+my-notebooks/%.ipynb:  # made where it is missing: a copy that somebody has worked on stays
+	@mkdir -p my-notebooks
+	@cp notebooks/$*.ipynb $@
+
+notebooks: $(VENV)/.notebooks  ## run all of them headless, in place, as they are committed
 	$(BIN)/python notebooks/execute.py
 
 bench: $(VENV)/.test  ## ours and other libraries, in about 10 minutes
@@ -42,5 +47,5 @@ $(VENV)/.test: pyproject.toml $(VENV)/.package
 	$(BIN)/python -m pip install --quiet --no-deps torchattacks  # its pins are of 2020; what it needs is here
 	@touch $@
 
-clean:  ## remove the environment and the quickstart's results
+clean:  ## remove the environment and the quickstart's results; your copies of the notebooks stay
 	rm -rf $(VENV) quickstart

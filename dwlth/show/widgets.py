@@ -3,6 +3,7 @@
 Every control has a value from the start, so that a notebook runs headless too; callbacks may run on any thread.
 """
 
+import base64
 import contextlib
 import html
 import threading
@@ -30,10 +31,18 @@ _DRAWING = threading.RLock()  # matplotlib is not safe on several threads at onc
 
 
 class Box(ipw.VBox):
-    """Widgets, one below the other; where only text can be shown, a word on what is missing."""
+    """Widgets, one below the other. A page without a kernel shows their first picture as it was, or else a word on what
+    is missing."""
 
     def __repr__(self) -> str:
         return "(widgets: shown while the notebook runs)"
+
+    def _repr_mimebundle_(self, **options) -> dict[str, Any]:
+        bundle, parts = super()._repr_mimebundle_(**options), [self]
+        for part in parts:
+            parts += getattr(part, "children", ())
+        picture = next((part.value for part in parts if isinstance(part, ipw.Image)), None)
+        return bundle | ({"image/png": base64.b64encode(picture).decode()} if picture else {})
 
 
 def choose(
