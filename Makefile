@@ -11,7 +11,8 @@ quickstart: $(VENV)/.package  ## the whole road on handwritten digits; results i
 	$(BIN)/python -m dwlth run digits --results quickstart
 
 lab: $(VENV)/.notebooks $(COPIES)  ## copies of the notebooks, on the quickstart's results if it has run, or else on the kit's
-	$(if $(wildcard quickstart/digits/table.csv),DWLTH_RESULTS=../quickstart) $(BIN)/python -m jupyterlab --ServerApp.root_dir=. $(LAB) my-notebooks/00_start_here.ipynb
+	$(if $(wildcard quickstart/digits/table.csv),DWLTH_RESULTS=../quickstart) $(BIN)/python -m jupyterlab $(LAB) \
+		--LabApp.default_url="/lab/tree/my-notebooks/00_start_here.ipynb?file-browser-path=/"
 
 my-notebooks/%.ipynb:  # made where it is missing: a copy that somebody has worked on stays
 	@mkdir -p my-notebooks

@@ -3,7 +3,7 @@
     python notebooks/execute.py                             # all of them
     python notebooks/execute.py 03_standard 05_paper        # those whose names begin so
 
-Outputs stay; what belongs to this one execution goes (see `clean`). The runtimes go into the table of the first notebook.
+Outputs stay; what belongs to this one execution goes (see `clean`). The table of the first notebook gets the runtimes.
 Needs papermill (the extra `notebooks`).
 """
 

@@ -289,7 +289,8 @@ def draw_attack_steps(steps: Mapping[str, pd.DataFrame]) -> Figure:
         panel.set(xlabel="Steps of the attack (0: clean images)", xticks=rows.index)
         accuracy.set(ylabel="Accuracy (%)", ylim=(-3, 103))
     loss.set(ylabel="Cross-entropy (log scale)", yscale="log")
-    figure.legend(*accuracy.get_legend_handles_labels(), loc="outside upper center", ncols=4)
+    columns = 4 if sum(map(len, steps)) < 60 else 2  # or else long names are cut off
+    figure.legend(*accuracy.get_legend_handles_labels(), loc="outside upper center", ncols=columns)
     return figure
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from dwlth.attacks import Attack
 from dwlth.masks import Mask
 from dwlth.presets import SOURCES, Preset, in_order
 from dwlth.results import Folder
@@ -253,9 +254,9 @@ def of_transfers(table: pd.DataFrame, downstream: str, fraction: float = 1.0) ->
         sparsity = runs.loc[runs["round"] == last, "sparsity"].iloc[0]
         each = _listed([f"{lost[name]:+.1f} ({_name(name)} pre-training)" for name in in_order(lost.index)])
         lines += [
-            "- What does the sparsest ticket change? RA after adversarial transfer, against the dense network, in "
+            f"- What does the sparsest ticket ({100 * sparsity:.2f} %) change? RA after adversarial transfer, in "
         ]
-        lines[-1] += f"points: at {sparsity:.2%} sparsity {each}."
+        lines[-1] += f"points against the dense network: {each}."
     return Sentences("\n".join(lines))
 
 
@@ -267,20 +268,26 @@ def of_fractions(table: pd.DataFrame, downstream: str) -> Sentences:
         at = means.loc[fraction]
         for name in in_order(at.index.drop("standard")) if "standard" in at.index else ():
             over = at.loc[name] - at.loc["standard"]
-            lines += [f"- With {fraction:.0%} of the data, {_name(name)} pre-training changes RA after adversarial "]
+            lines += [
+                f"- With {100 * fraction:.4g} % of the data, {_name(name)} pre-training changes RA after adversarial "
+            ]
             lines[-1] += f"transfer by {over['ra', 'adversarial']:+.1f} points, and SA after standard transfer by "
             lines[-1] += f"{over['sa', 'standard']:+.1f} points."
     return Sentences("\n".join(lines))
 
 
+def of_eps(attack: Attack) -> Sentences:
+    """How much an attack in the largest norm may change a pixel, beside the paper's."""
+    own, paper = 100 * attack.eps, 100 * 8 / 255
+    return Sentences(f"Here a pixel may change by {own:.1f} % of its range. The paper's eps is {paper:.1f} %.")
+
+
 def under_attack(steps: Mapping[str, pd.DataFrame], images: int) -> Sentences:
     """What an attack does to networks, by name: the first and last accuracy of `dwlth.show.analysis.attack_steps`."""
-    lines = [f"Of these {images} images, so many are classified right:", ""]
+    lines = [f"Of these {images} images, these shares are classified right:", ""]
     for name, rows in steps.items():
         clean, attacked = rows["accuracy"].iloc[[0, -1]]
-        lines += [
-            f"- {_name(name)}: {clean:.1%} as they are, {attacked:.1%} after {rows.index[-1]} steps of the attack"
-        ]
+        lines += [f"- {_name(name)}: {100 * clean:.1f} % as they are, {100 * attacked:.1f} % under attack"]
     return Sentences("\n".join(lines))
 
 
