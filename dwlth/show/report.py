@@ -214,8 +214,9 @@ def banner(folder: Folder, table: pd.DataFrame | None, kit: Path = KIT) -> Sente
     if table is None:
         text = f"**There are no results in `{folder.path}` yet.** The cells below make those that take minutes."
     else:
-        seeds = table["seed"].nunique()
-        text = f"**These are the results in `{folder.path}`: {seeds} seed{'s' * (seeds != 1)}, {len(table):,} runs.**"
+        seeds, runs = table["seed"].nunique(), len(table)
+        many = f"{seeds} seed{'s' * (seeds != 1)}, {runs:,} run{'s' * (runs != 1)}"
+        text = f"**These are the results in `{folder.path}`: {many}.**"
         text += f" They are those {own}." if own else ""
     for root, whose in known.items():
         if whose != own and (root / folder.preset.name / "table.csv").exists():
