@@ -209,7 +209,7 @@ def test_sentences_say_what_another_table_says(number, table_alone):
     if number != "04":
         assert said.count("highest with standard pre-training") >= 2 and "highest with adv" not in said
     else:
-        changes = re.findall(r"changes RA after adversarial transfer by (.)\S+ points, and SA .*? by (.)\S+ points", said)
+        changes = re.findall(r"changes RA after adversarial transfer by (.)\S+ points, and SA .*? by (.)\S+", said)
         assert changes == [("-", "-")] * 2 * table["fraction"].nunique()
 
 
