@@ -9,16 +9,22 @@ PYTHON ?= python3
 BIN := $(or $(ACTIVE),.venv)/bin
 # what is installed; of an environment elsewhere it is noted here, by its path and inode: make knows no path with a space
 MADE := $(if $(ACTIVE),.made/$(shell ls -di "$(ACTIVE)" | cksum | cut -d ' ' -f 1),.venv)
+COPIES := $(patsubst notebooks/%,my-notebooks/%,$(wildcard notebooks/*.ipynb))
 
 .PHONY: quickstart lab notebooks site bench test clean
 
 quickstart: $(MADE)/.notebooks  ## the whole road on handwritten digits; results in quickstart/
 	"$(BIN)/python" -m dwlth run digits --results quickstart
 
-lab: $(MADE)/.notebooks  ## the notebooks, on the quickstart's results if it has run, or else on those that come with the kit
-	$(if $(wildcard quickstart/digits/table.csv),DWLTH_RESULTS=../quickstart) "$(BIN)/python" -m jupyterlab $(LAB) notebooks/00_start_here.ipynb
+lab: $(MADE)/.notebooks $(COPIES)  ## copies of the notebooks, on the quickstart's results if it has run, or else on the kit's
+	$(if $(wildcard quickstart/digits/table.csv),DWLTH_RESULTS=../quickstart) "$(BIN)/python" -m jupyterlab $(LAB) \
+		--LabApp.default_url="/lab/tree/my-notebooks/00_start_here.ipynb?file-browser-path=/"
 
-notebooks: $(MADE)/.notebooks  ## run all of them headless, in place
+my-notebooks/%.ipynb:  # made where it is missing: a copy that somebody has worked on stays
+	@mkdir -p my-notebooks
+	@cp notebooks/$*.ipynb $@
+
+notebooks: $(MADE)/.notebooks  ## run all of them headless, in place, as they are committed
 	"$(BIN)/python" notebooks/execute.py
 
 site: $(MADE)/.site  ## README, notebooks, docs, figures and code as pages in site/html/; open index.html there
@@ -56,5 +62,5 @@ $(MADE)/.test: pyproject.toml $(MADE)/.package
 	"$(BIN)/python" -m pip install --quiet --no-deps torchattacks  # its pins are of 2020; what it needs is here
 	@touch $@
 
-clean:  ## remove .venv, the quickstart's results and the site; an environment elsewhere stays
+clean:  ## remove .venv, the quickstart's results and the site; an environment elsewhere and your notebooks stay
 	rm -rf .venv .made quickstart site

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from dwlth import presets, sources, tickets, transfer, verdict
-from dwlth.errors import DwlthError
+from dwlth.errors import DwlthError, NotYet
 from dwlth.masks import METHODS, Mask
 from dwlth.models import Classifier
 from dwlth.presets import Preset
@@ -21,7 +21,7 @@ from dwlth.results import Folder, read_record
 from dwlth.running import cost, grid, machine
 from dwlth.running.settings import override
 from dwlth.runs import Run
-from dwlth.show import analysis, claims, figures, inspection
+from dwlth.show import analysis, claims, figures, inspection, report
 
 COMMAND = "dwlth.Experiment.have"
 """What the records of runs that are done here name as their command."""
@@ -110,6 +110,10 @@ class Experiment:
         """A downstream task of the preset; None: the first."""
         return _choose("downstream", downstream or self.preset.downstream[0], self.preset.downstream)
 
+    def rung(self, ticket: int | None, default: int) -> int:
+        """The round of IMP whose ticket is meant; None: `default`. 0 is the dense network."""
+        return _choose("ticket", default if ticket is None else ticket, range(max(self.preset.rounds) + 1))
+
     def have(self, runs: Iterable[Run], files: bool = False, images: bool = False, minutes: float = 10.0) -> bool:
         """Have these runs done, by doing what is left of them; prints what is in the way where that cannot be.
 
@@ -140,6 +144,13 @@ class Experiment:
     def seconds(self, runs: Iterable[Run]) -> float:
         """What these runs would take here, one after the other, by a few timed steps of each kind."""
         return sum(cost.estimate(self.folder, list(runs), machine.threads(self.preset.network)).values())
+
+    def banner(self) -> report.Sentences:
+        """Which results these are, of how many seeds, and how to see others."""
+        try:
+            return report.banner(self.folder, self.table())
+        except NotYet:
+            return report.banner(self.folder, None)
 
     # networks, tickets and images by name
 

@@ -3,9 +3,11 @@
     python notebooks/execute.py                             # all of them
     python notebooks/execute.py 03_standard 05_paper        # those whose names begin so
 
-Outputs stay; what belongs to this one execution goes (see `clean`). Needs papermill (the extra `notebooks`).
+Outputs stay; what belongs to this one execution goes (see `clean`). The table of the first notebook gets the runtimes.
+Needs papermill (the extra `notebooks`).
 """
 
+import re
 import sys
 import time
 from pathlib import Path
@@ -38,9 +40,17 @@ def execute(path: Path) -> None:
     path.write_text(nbformat.writes(notebook, indent=1) + "\n", encoding="utf-8")
 
 
+def note(name: str, seconds: float) -> None:
+    """Write the runtime of a notebook into the table of the first one."""
+    first = HERE / "00_start_here.ipynb"
+    row = re.compile(rf"(\({re.escape(name)}\)[^\n]*\| )\d+ s \|")
+    first.write_text(row.sub(rf"\g<1>{seconds:.0f} s |", first.read_text(encoding="utf-8")), encoding="utf-8")
+
+
 if __name__ == "__main__":
     for path in sorted(HERE.glob("[0-9]*.ipynb")):
         if len(sys.argv) == 1 or path.name.startswith(tuple(sys.argv[1:])):
             began = time.time()
             execute(path)
+            note(path.name, time.time() - began)
             print(f"{path.name}: {time.time() - began:.0f} seconds")

@@ -227,5 +227,5 @@ def test_models_are_left_as_they_were(model, batch):
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     attack = replace(presets.get("digits").evaluation, steps=1)
     analysis.draw_attacked({"one": model}, batch[0][:2], batch[1][:2], attack)
-    analysis.draw_attack_steps({"one": model}, *batch, attack)
+    analysis.draw_attack_steps({"one": analysis.attack_steps(model, *batch, attack)})
     assert model.training and all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())

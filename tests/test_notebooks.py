@@ -1,6 +1,9 @@
 """The notebooks run headless, say what their table says, and are committed as a reader should find them."""
 
 import ast
+import base64
+import importlib.util
+import io
 import os
 import re
 import shutil
@@ -12,11 +15,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from dwlth import presets
 from dwlth.experiment import Experiment
 from dwlth.results import KEY
-from dwlth.show import claims, figures, report
+from dwlth.show import claims, figures, idea, report
 from dwlth.verdict import transfers, verdict
 
 pytest.importorskip("papermill", reason="the notebooks need the extra dwlth[notebooks]")
@@ -60,7 +64,7 @@ def run(path, out, results, *parameters):
     """Run a notebook with papermill, in a process of its own; returns that process when it is done."""
     out.mkdir(parents=True, exist_ok=True)
     words = [sys.executable, "-m", "papermill", path, out / path.name, "--cwd", path.parent, "--no-progress-bar"]
-    words += ["-p", "results", results, "-p", "data", out / "data", *parameters]
+    words += ["-p", "results", results, "-p", "data", out / "data", "-p", "save_to", out / "figures", *parameters]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "IPYTHONDIR": str(out)}
     environment.pop("DWLTH_RESULTS", None)
     return subprocess.run(list(map(str, words)), capture_output=True, text=True, env=environment, timeout=600)
@@ -116,15 +120,18 @@ def test_what_is_shown_is_what_the_table_says(executed, tiny):
         assert shows(notebook[number], claims.scoreboard(table, margins)), number
 
 
-def test_each_widget_has_a_static_twin(executed):
+def test_a_widget_is_a_picture_where_no_kernel_runs_and_never_both(executed):
+    spec = importlib.util.spec_from_file_location("execute", ROOT / "notebooks" / "execute.py")
+    execute = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(execute)
     for _, notebook in executed.values():
-        pictures = len(outputs(notebook, "image/png"))
-        html, _ = nbconvert.HTMLExporter(template_name="classic").from_notebook_node(notebook)
-        assert len(re.findall(r"<img[^>]*?src=.data:image/png;base64,", html)) == pictures
-        cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
-        for i, cell in enumerate(cells):
+        for cell in notebook.cells:
             if "widgets.live(" in cell.source:
-                assert outputs(nbformat.from_dict({"cells": cells[i + 1 : i + 2]}), "image/png"), cell.source
+                (output,) = cell.outputs
+                assert {WIDGET, "image/png"} <= output.data.keys(), cell.source  # JupyterLab shows the first
+        html, _ = nbconvert.HTMLExporter(template_name="classic").from_notebook_node(execute.clean(notebook))
+        shown = re.findall(r"<img[^>]*?src=.data:image/png;base64,", html)
+        assert len(shown) == len(outputs(notebook, "image/png")) and WIDGET not in html
 
 
 STRUCTURE = {"0", "10 %", "1 %", "20 %", "95 %", "256"}
@@ -139,7 +146,10 @@ def test_prose_has_no_number_that_a_table_could_contradict(path):
         if cell.cell_type != "markdown":
             continue
         text = re.sub(
-            r"\$\$.*?\$\$|\$.*?\$|`[^`]*`|\]\([^)]*\)|(?m:^    .*$)|(?m:^> \d\.)", " ", cell.source, flags=re.S
+            r"\$\$.*?\$\$|\$.*?\$|`[^`]*`|\| \d+ s \||\]\([^)]*\)|(?m:^    .*$)|(?m:^> \d\.)",
+            " ",
+            cell.source,
+            flags=re.S,
         )
         text = re.sub(r"\[\d\d\b|\b[A-Za-z]+-\d+\b|\b(19|20)\d\d\b", " ", text)  # a notebook, PGD-20, a year
         assert set(re.findall(r"\d[\d.,]*\d(?: ?%)?|\d(?: ?%)?", text)) <= STRUCTURE, cell.source
@@ -158,10 +168,11 @@ def table_alone(tmp_path_factory):
         row = {"id": preset.run_id(run_), **{column: getattr(run_, column) for column in KEY}}
         row |= {"source_seed": run_.source_seed, "status": "ok", "sparsity": 1 - 0.8**run_.round, "n_train": 100}
         level = 0.7 - 0.1 * (run_.fraction < 1) - 0.002 * run_.round + 0.01 * rng.standard_normal()
+        level += {"standard": 0.2, "fast_adversarial": 0.1, "adversarial": 0.0}[run_.source]  # unlike the kit's results
         rows.append(row | {"sa": level, "ra": level / 2, "seconds": 100.0})
     folder = out / "results" / preset.name
     folder.mkdir(parents=True)
-    pd.DataFrame(rows).to_csv(folder / "table.csv", index=False)
+    pd.DataFrame(rows).to_csv(folder / "table.csv", index=False, float_format="%.10g")  # a source's seed is whole
     (out / "data" / "cifar10").mkdir(parents=True)  # a person's own, and empty: nothing is downloaded
     jobs = [(path, out, out / "results", "-p", "preset", "cifar-small") for path in WANT_FILES]
     return out, dict(zip(WANT_FILES, run_all(jobs)))
@@ -180,16 +191,60 @@ def test_a_table_alone_is_enough_and_nothing_long_is_begun(path, table_alone):
         )
 
 
+def numbers(text):
+    """The numbers in a text, without their signs."""
+    return set(re.findall(r"\d[\d,]*(?:\.\d+)?", text))
+
+
+@pytest.mark.parametrize("number", ["01", "03", "04"])
+def test_sentences_say_what_another_table_says(number, table_alone):
+    out, ended = table_alone
+    _, notebook = ended[named(number)]
+    table = pd.read_csv(out / "results" / "cifar-small" / "table.csv")
+    said = re.sub(r"`[^`]*`", "", " ".join(outputs(notebook, "text/markdown")))
+    shown = set().union(*(numbers(plain(html)) for html in outputs(notebook, "text/html")))
+    seeds, runs = str(table["seed"].nunique()), f"{len(table):,}"
+    assert f"{seeds} seeds, {runs} runs" in said  # the banner
+    assert numbers(said) <= shown | {seeds, runs, "3.1"}, said  # the paper's eps
+    if number != "04":
+        assert said.count("highest with standard pre-training") >= 2 and "highest with adv" not in said
+    else:
+        changes = re.findall(r"changes RA after adversarial transfer by (.)\S+ points, and SA .*? by (.)\S+", said)
+        assert changes == [("-", "-")] * 2 * table["fraction"].nunique()
+
+
+def test_the_banner_names_the_results_and_where_the_others_are(tmp_path, monkeypatch):
+    for name in ("results", "quickstart", "my-notebooks"):
+        (tmp_path / name / "digits").mkdir(parents=True)
+    (tmp_path / "results" / "digits" / "table.csv").touch()
+    monkeypatch.chdir(tmp_path / "my-notebooks")
+    table, quickstart = pd.DataFrame({"seed": [0, 1, 1]}), Experiment("digits", "../quickstart").folder
+    said = report.banner(quickstart, table, tmp_path)
+    assert "`../quickstart/digits`: 2 seeds, 3 runs" in said and "They are those of your quickstart." in said
+    assert 'those that come with the kit, write `results = "../results"`' in said
+    said = report.banner(Experiment("digits", "../results").folder, table[:1], tmp_path)
+    assert "1 seed, 1 run." in said and "They are those that come with the kit." in said and "write" not in said
+    assert "no results in `../mine/digits` yet" in report.banner(Experiment("digits", "../mine").folder, None, tmp_path)
+
+
 @pytest.fixture(scope="module")
 def with_other_parameters(tiny, tmp_path_factory):
     """Notebooks with parameters of their own: another source; two that find no results, and train at once; one that
     would take too long, and finds none."""
     out = tmp_path_factory.mktemp("parameters")
     one = [*TINY, "seeds=1"]
+    for path in (ROOT / "results" / "digits").glob("**/*-s0*"):  # what comes with the kit
+        if path.parent.name in ("sources", "tickets"):
+            copy = shutil.copytree if path.is_dir() else shutil.copy
+            (place := out / "kit" / "digits" / path.parent.name).mkdir(parents=True, exist_ok=True)
+            copy(path, place / path.name)
+    shutil.copy(ROOT / "results" / "digits" / "table.csv", out / "kit" / "digits")
     jobs = {
         "another source": (named("03"), tiny.folder.root, "-y", f"settings: {TINY}", "-p", "source", "standard"),
         "transfers": (named("03"), out / "empty", "-y", f"settings: {one}"),
         "insides": (named("06"), out / "empty", "-y", f"settings: {one}", "-p", "ticket", "2"),
+        "no such ticket": (named("06"), tiny.folder.root, "-y", f"settings: {TINY}", "-p", "ticket", "99"),
+        "as it comes": (named("06"), out / "kit"),
         "too long": (named("03"), out / "none", "-y", "settings: [transfer.epochs=100000]"),
     }
     ended = run_all([(path, out / name, *words) for name, (path, *words) in jobs.items()])
@@ -213,6 +268,19 @@ def test_two_notebooks_train_what_is_missing_and_lose_nothing(with_other_paramet
     wanted = {tiny.preset.run_id(run_) for run_ in tiny.transfers(fraction=1.0, seed=0)}
     assert wanted <= set(done["id"])
     assert {"imp", "oneshot", "random"} <= set(done["method"])
+
+
+def test_a_ticket_that_does_not_exist_is_an_error_that_names_those_that_do(with_other_parameters):
+    process, _ = with_other_parameters[1]["no such ticket"]
+    assert process.returncode != 0 and "unknown ticket 99: choose from 0, 1, 2, 3" in process.stderr
+
+
+def test_what_comes_with_the_kit_is_enough_and_its_table_stays_as_it_is(with_other_parameters):
+    out, ended = with_other_parameters
+    process, _ = ended["as it comes"]
+    assert process.returncode == 0, process.stderr[-2000:]
+    ours = (ROOT / "results" / "digits" / "table.csv").read_bytes()
+    assert (out / "kit" / "digits" / "table.csv").read_bytes() == ours
 
 
 def test_what_would_take_too_long_is_said_and_not_begun(with_other_parameters):
@@ -263,18 +331,57 @@ def test_the_committed_outputs_are_those_of_the_committed_results(tmp_path):
 
 
 @each
-def test_colab_is_in_the_first_notebook_and_elsewhere_a_line(path):
-    (repository,) = re.findall(r'^Repository = "(.*)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+def test_set_up_is_one_cell_and_the_same_everywhere(path):
+    code = lambda path: [cell.source for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"]
+    assert code(path)[1] == code(NOTEBOOKS[0])[1] and "experiment.banner()" in code(path)[1]
+    assert "colab.research" not in path.read_text(encoding="utf-8")  # there is no address yet
+
+
+@each
+def test_ends_with_three_things_to_try_and_folded_answers(path):
+    last = nbformat.read(path, 4).cells[-1].source
+    assert last.startswith("## Three things to try")
+    assert last.count("<details><summary>") == last.count("</summary>\n\n") == last.count("\n</details>") == 3
+
+
+@each
+def test_is_readable_at_1280_pixels_and_on_a_dark_page(path):
     notebook = nbformat.read(path, 4)
-    if path != NOTEBOOKS[0]:
-        assert "On Colab, first run the set-up cell of [00](00_start_here.ipynb) here." in notebook.cells[0].source
-        assert "Colab" not in "".join(cell.source for cell in notebook.cells[1:])
-        return
-    place = repository.removeprefix("https://github.com/")
-    address = f"https://colab.research.google.com/github/{place}/blob/main/notebooks/{path.name}"
-    assert f"({address})" in notebook.cells[0].source
-    first = next(cell for cell in notebook.cells if cell.cell_type == "code").source
-    assert f'REPOSITORY = "{repository}"' in first and 'find_spec("dwlth") is None' in first
+    for cell in notebook.cells:
+        assert cell.cell_type != "code" or max(map(len, cell.source.splitlines())) <= 104, cell.source
+    for png in outputs(notebook, "image/png"):
+        picture = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGBA")
+        assert picture.getpixel((0, 0)) == picture.getpixel((picture.width - 1, 0)) == (255, 255, 255, 255)
+
+
+def test_the_first_notebook_shows_the_idea_and_every_notebook():
+    cells = nbformat.read(NOTEBOOKS[0], 4).cells
+    picture = ROOT / "docs" / "idea.png"
+    assert "](../docs/idea.png)" in cells[0].source and "(07_explorer.ipynb)" in cells[0].source
+    width, height = idea.idea().get_size_inches()  # `python -m dwlth.show.idea docs/idea.png`
+    assert Image.open(picture).size == (150 * width, 150 * height)
+    rows = re.findall(r"(?m)^\| \[\d\d\]\((.*?)\).*\| (\d+) s \|$", cells[1].source)
+    assert [name for name, _ in rows] == [path.name for path in NOTEBOOKS] and all(int(s) for _, s in rows)
+    assert len(re.findall(r"(?m)^\| \*\*\w+\*\* \|", cells[1].source)) == 10  # the words
+
+
+def test_make_lab_works_on_copies_that_git_ignores(tmp_path):
+    place = tmp_path / "Zoë's kit"
+    (place / "notebooks").mkdir(parents=True)
+    for name in ("Makefile", "pyproject.toml"):
+        shutil.copy(ROOT / name, place)
+    for path in NOTEBOOKS:
+        shutil.copy(path, place / "notebooks")
+    make = lambda *words: subprocess.run(["make", *words], cwd=place, capture_output=True, text=True, check=True).stdout
+    copy = place / "my-notebooks" / NOTEBOOKS[0].name
+    make(f"my-notebooks/{copy.name}")
+    assert copy.read_bytes() == NOTEBOOKS[0].read_bytes()
+    copy.write_text("mine")
+    assert "cp notebooks/01" in (said := make("-n", "lab")) and "cp notebooks/00" not in said and "DWLTH" not in said
+    (place / "quickstart" / "digits").mkdir(parents=True)
+    (place / "quickstart" / "digits" / "table.csv").touch()
+    assert re.search(r'DWLTH_RESULTS=../quickstart "?[^"]*bin/python"? -m jupyterlab', make("-n", "lab"))
+    assert {"/my-notebooks/", "/notebooks/figures/"} <= set((ROOT / ".gitignore").read_text().split())
 
 
 def test_links_between_the_notebooks_lead_somewhere():

@@ -67,8 +67,8 @@ def read_table(path: Path) -> pd.DataFrame:
     )
     table["status"] = table.get("status", "ok")  # before, there were finished runs only
     own = table["source_seed"] if "source_seed" in table else pd.Series(float("nan"), table.index)
-    table["source_seed"] = [None if pd.isna(seed) else int(seed) for seed in own]  # None: the run's own seed
-    table["source_seed"] = table["source_seed"].astype(object).where(own.notna(), None)
+    whole = [None if pd.isna(seed) else int(seed) for seed in own]  # None: the run's own seed
+    table["source_seed"] = pd.Series(whole, table.index, dtype=object)  # or else 0 becomes 0.0, and the id another one
     return table
 
 

@@ -278,19 +278,19 @@ def attack_steps(model: Classifier, images: Tensor, labels: Tensor, attack: Atta
 
 
 @styled()
-def draw_attack_steps(models: Mapping[str, Classifier], images: Tensor, labels: Tensor, attack: Attack) -> Figure:
-    """Accuracy and loss after each step of an attack, with a line per model."""
+def draw_attack_steps(steps: Mapping[str, pd.DataFrame]) -> Figure:
+    """Accuracy and loss after the steps of an attack, with a line for the `attack_steps` of each model, by name."""
     figure = Picture(figsize=(WIDTH, 3.9), layout="constrained")
     accuracy, loss = figure.subplots(1, 2)
-    for look, model in zip(_looks(models), models.values()):
-        rows = attack_steps(model, images, labels, attack)
+    for look, rows in zip(_looks(steps), steps.values()):
         accuracy.plot(100 * rows["accuracy"], **look.line)
         loss.plot(rows["loss"], **look.line)
     for panel in (accuracy, loss):
         panel.set(xlabel="Steps of the attack (0: clean images)", xticks=rows.index)
         accuracy.set(ylabel="Accuracy (%)", ylim=(-3, 103))
     loss.set(ylabel="Cross-entropy (log scale)", yscale="log")
-    figure.legend(*accuracy.get_legend_handles_labels(), loc="outside upper center", ncols=4)
+    columns = 4 if sum(map(len, steps)) < 60 else 2  # or else long names are cut off
+    figure.legend(*accuracy.get_legend_handles_labels(), loc="outside upper center", ncols=columns)
     return figure
 
 

@@ -4,6 +4,7 @@ Every control has a value from the start, so that a notebook runs headless too; 
 """
 
 import asyncio
+import base64
 import contextlib
 import html
 import threading
@@ -51,8 +52,8 @@ itself); a picture is pale until it is drawn anew; a page whose kernel lives doe
 
 
 class Box(ipw.VBox):
-    """Widgets, one below the other; where only text can be shown, a word on what is missing. In a notebook `ASLEEP`
-    stands above them while no kernel answers."""
+    """Widgets, one below the other. A page without a kernel shows their first picture as it was, or else a word on what
+    is missing. In a notebook `ASLEEP` stands above them while no kernel answers."""
 
     def __init__(self, parts: Iterable[ipw.Widget] = ()):
         super().__init__()
@@ -69,6 +70,13 @@ class Box(ipw.VBox):
     def _ipython_display_(self, **_) -> None:
         display(HTML(ASLEEP))  # of its own, since the page keeps it where it cannot show a widget
         display(self._repr_mimebundle_(), raw=True)
+
+    def _repr_mimebundle_(self, **options) -> dict[str, Any]:
+        bundle, parts = super()._repr_mimebundle_(**options), [self]
+        for part in parts:
+            parts += getattr(part, "children", ())
+        picture = next((part.value for part in parts if isinstance(part, ipw.Image)), None)
+        return bundle | ({"image/png": base64.b64encode(picture).decode()} if picture else {})
 
 
 def choose(
