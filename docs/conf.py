@@ -14,11 +14,7 @@ from sphinx.parsers import Parser
 from sphinx.util import logging
 
 from dwlth import Experiment
-
-try:
-    from dwlth.show import playground
-except ImportError:  # not there yet
-    playground = None
+from dwlth.show import playground
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -42,10 +38,7 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # the signatures have them
 
 FIRST = ["docs/playground.md", "docs/gallery.md"]
-if playground is None:
-    exclude_patterns += FIRST[:1]
-    del FIRST[0]
-LATER = sorted({str(path.relative_to(ROOT)) for path in ROOT.glob("docs/*.md")} - {*FIRST, *exclude_patterns})
+LATER = sorted({str(path.relative_to(ROOT)) for path in ROOT.glob("docs/*.md")} - {*FIRST})
 LATER.sort(key=lambda path: path != "docs/method.md")
 CONTENTS = """
 ```{toctree}
@@ -117,10 +110,9 @@ def docstring(app, what, name, thing, options, lines):
 def finished(app, exception):
     """The playground, and the front page: README, at whose own address its links are right."""
     if exception is None:
-        if playground:
-            results, *settings = app.config.playground_from.split()
-            experiment = Experiment("digits", ROOT / results, device="cpu", settings=settings)
-            playground.page(experiment, app.outdir / "playground.html")
+        results, *settings = app.config.playground_from.split()
+        experiment = Experiment("digits", ROOT / results, device="cpu", settings=settings)
+        playground.page(experiment, app.outdir / "playground.html")
         target = app.builder.get_target_uri(root_doc)
         (app.outdir / "index.html").write_text(f'<meta http-equiv="refresh" content="0; url={target}">\n')
 
