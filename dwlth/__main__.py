@@ -1,4 +1,4 @@
-"""The command line: `python -m dwlth plan|run|autoattack|verdict|figures|inspect|import|export`."""
+"""The command line: `python -m dwlth plan|run|autoattack|connect|verdict|figures|inspect|import|export`."""
 
 import argparse
 import contextlib
@@ -45,11 +45,14 @@ def main(argv: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m dwlth", description=__doc__, epilog=EPILOG)
-    commands = parser.add_subparsers(required=True, metavar="plan|run|autoattack|verdict|figures|inspect|import|export")
+    commands = parser.add_subparsers(
+        required=True, metavar="plan|run|autoattack|connect|verdict|figures|inspect|import|export"
+    )
     for name, command, help_ in (
         ("plan", plan, "count the runs done and left, and estimate the time left"),
         ("run", run, "do the runs left, draw the figures, and say what came out"),
         ("autoattack", under_autoattack, "AutoAttack on the dense networks and the sparsest double-win tickets"),
+        ("connect", connect, "the way between two trainings of the same network, for each transfer of IMP's tickets"),
         ("verdict", show_verdict, "the sparsest double-win tickets, their tests and the scoreboard, from the table"),
         ("figures", draw, "draw the figures from the table"),
         ("import", import_ticket, "take in a ticket of the paper's public code"),
@@ -61,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--results", default="results", help="folder of the results (default: %(default)s)")
         sub.add_argument("--data", default="data", help="folder of the datasets (default: %(default)s)")
         sub.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="e.g. transfer.epochs=5")
-        if name in ("plan", "run", "autoattack"):
+        if name in ("plan", "run", "autoattack", "connect"):
             sub.add_argument("--seeds", type=int, help="number of seeds, from 0 (default: the preset's)")
             sub.add_argument("--source", action="append", help="only this pre-training source")
             sub.add_argument("--device", help="default: a GPU if there is one")
@@ -78,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
         if name == "export":
             sub.add_argument("--init", action="store_true", help="the pre-trained weights alone, for its --init")
             sub.add_argument("--legacy", action="store_true", help="in the file format of before torch 1.6")
-        if name in ("run", "autoattack"):
+        if name in ("run", "autoattack", "connect"):
             sub.add_argument("--minutes", type=float, default=math.inf, help="stop cleanly after so long")
         if name == "verdict":
             help_ = "tests of paired differences (default), or the means alone, as in papers with one seed"
@@ -143,6 +146,14 @@ def under_autoattack(args) -> int:
     return ends
 
 
+def connect(args) -> int:
+    folder, runs = _select(args)
+    folder = replace(folder, preset=replace(folder.preset, keep_networks=True))
+    ends = _do(args, folder, grid.for_connect(runs))
+    folder.collect()
+    return ends
+
+
 def _do(args, folder: Folder, runs: list[Run]) -> int:
     """Do what is left of `runs`, say how they ended, and return the exit code."""
     if not args.minutes > 0:
@@ -199,11 +210,14 @@ def _ticket(args) -> tuple[Folder, Run]:
 
 def _command(args) -> str:
     """The command to put into records; without the folder, which may be a path of this machine."""
-    words = [f"python -m dwlth {'run' if args.command is run else 'autoattack'} {args.preset}"]
+    words = [f"python -m dwlth {COMMANDS[args.command]} {args.preset}"]
     for name in ("seeds", "source", "stage", "set"):
         value = getattr(args, name, None)
         words += [f"--{name} {item}" for item in (value if isinstance(value, list) else [value]) if item is not None]
     return " ".join(words)
+
+
+COMMANDS = {run: "run", under_autoattack: "autoattack", connect: "connect"}
 
 
 def _verdict_command(args) -> str:

@@ -11,9 +11,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from dwlth import presets, sources, tickets, transfer, verdict
+from dwlth import controls, presets, sources, tickets, transfer, verdict
 from dwlth.errors import DwlthError
-from dwlth.masks import METHODS, Mask
+from dwlth.masks import Mask
 from dwlth.models import Classifier
 from dwlth.presets import Preset
 from dwlth.results import Folder, read_record
@@ -259,7 +259,7 @@ class Experiment:
 
     def _check(self, source: str, round_: int = 0, method: str = "imp") -> None:
         _choose("source", source, self.preset.pretrain)
-        _choose("method", method, METHODS)
+        controls.method(method)
         _choose("round", round_, range(max(self.preset.rounds) + 1))
 
 

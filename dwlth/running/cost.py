@@ -6,6 +6,7 @@ from functools import cache, partial
 
 from dwlth import data, models
 from dwlth.attacks import Attack
+from dwlth.connectivity import POINTS
 from dwlth.data import Augment
 from dwlth.evaluation import evaluate
 from dwlth.presets import Preset
@@ -33,9 +34,9 @@ def estimate(folder: Folder, runs: list[Run], threads: int = 0) -> dict[Run, flo
         if isinstance(recipe, Given):
             return 0.0  # a download, of which nothing is known
         task = tasks(run.downstream or preset.upstream)
-        transfers = run.stage == "transfer"
+        tests = {"transfer": 2, "connect": 2 + POINTS}.get(run.stage, 1)
         members = preset.together if preset.stacks(run) else 1
-        seconds = (1 + transfers) * len(task.test) * test(task, preset.evaluation, recipe)
+        seconds = tests * len(task.test) * test(task, preset.evaluation, recipe)
         if run.stage == "imp" and run.round == 0:
             return seconds
         n_train = round(run.fraction * len(task.train))

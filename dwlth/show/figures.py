@@ -153,7 +153,7 @@ def pretraining(table: pd.DataFrame) -> Figure:
     Raises:
         NotYet: if the table has no round of IMP.
     """
-    runs = _percents(table[table["stage"] == "imp"])
+    runs = _percents(table[(table["stage"] == "imp") & (table["method"] == "imp")])
     if runs.empty:
         raise NotYet("no round of IMP yet: `python -m dwlth run`")
     looks = style.of_sources(runs["source"])

@@ -1,0 +1,91 @@
+"""Connectivity: is there a barrier on the straight way between two networks that were trained from one start?
+
+A stage of its own, `connect` (`python -m dwlth connect PRESET`): each network of a transfer is trained once more from
+the same start (same weights, mask, head and images), with another order of the images and other random starts of the
+attack, as in Frankle et al. (2020). Networks that the way between them does not hurt lie in one valley.
+"""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from dwlth.attacks import Attack
+from dwlth.data import Augment, Split
+from dwlth.evaluation import precision_of
+from dwlth.models import Classifier
+from dwlth.results import Folder
+from dwlth.results.records import BARRIERS
+from dwlth.runs import Run, stream
+from dwlth.transfer import load, transfer
+
+POINTS = 11
+"""Networks on the way, both ends among them (our choice)."""
+
+
+def connect(folder: Folder, runs: Sequence[Run], **training) -> list[dict[str, Any]]:
+    """Train the networks of transfers once more, and test the way to the first ones, which must be on disk.
+
+    Args:
+        runs, training: as of `dwlth.transfer.transfer`.
+
+    Returns:
+        The result of each run: that of its training, `path` (of `way`), and the `barriers` of this.
+    """
+    folder = replace(folder, preset=replace(folder.preset, keep_networks=True))
+    results = transfer(folder, runs, **training)
+    for run, result in zip(runs, results):
+        if "error" not in result:
+            ends = [load(folder, each) for each in (replace(run, stage="transfer"), run)]
+            test, recipe = folder.dataset(run.downstream, run.seed).test, folder.preset.recipe(run)
+            looks = {"augment": recipe.augment, "precision": recipe.precision}
+            result["path"] = way(*ends, test, folder.preset.evaluation, stream(run.seed, "way"), **looks)
+            result |= barriers(result["path"])
+    return results
+
+
+def way(
+    a: Classifier, b: Classifier, test: Split, attack: Attack, seed: int, augment: Augment | None = None, **looks: str
+) -> list[dict[str, float]]:
+    """Networks on the straight line from `a` to `b`, batch-norm statistics and heads with the rest: for each `share`
+    of b, from 0 to 1, `sa` and `loss` on the test images as they are, `ra` and `adversarial_loss` on images attacked to
+    the end. The losses are mean cross-entropies; `seed` draws the attack's random starts, the same ones for each
+    network.
+
+    Args:
+        looks: `precision`, see `dwlth.recipe.Recipe`.
+    """
+    model, ends = copy.deepcopy(a).eval(), (a.net.state_dict(), b.net.state_dict())
+    device, rows = test.labels.device, []
+    for share in np.linspace(0, 1, POINTS).tolist():
+        model.net.load_state_dict({name: torch.lerp(*_floats(name, *ends), share) for name in ends[0]})
+        draws = torch.Generator(device).manual_seed(stream(seed, "evaluate"))
+        sums = torch.zeros(4, device=device)
+        with torch.no_grad(), precision_of(looks.get("precision", "float32"), device):
+            for x, y in test.batches(512, augment=augment):
+                for i, images in enumerate((x, attack(model, x, y, draws))):
+                    logits = model(images).float()
+                    sums[2 * i] += (logits.argmax(1) == y).sum()
+                    sums[2 * i + 1] += F.cross_entropy(logits, y, reduction="sum")
+        rows.append({"share": share} | dict(zip(("sa", "loss", "ra", "adversarial_loss"), (sums / len(test)).tolist())))
+    return rows
+
+
+def _floats(name: str, *states: dict) -> list[torch.Tensor]:
+    return [state[name].float() for state in states]  # counters of batches too
+
+
+def barriers(rows: Sequence[dict[str, float]]) -> dict[str, float]:
+    """By how much the way is worse than the straight line between its ends, where it is worst: a fraction of the images
+    for SA and RA, cross-entropy for the two losses; 0 where it is worse nowhere."""
+    found = {}
+    for name in BARRIERS:
+        column = name.removeprefix("barrier_")
+        values = np.array([row[column] for row in rows])
+        excess = values - np.linspace(values[0], values[-1], len(values))
+        found[name] = float(max(0.0, (excess if "loss" in column else -excess).max()))
+    return found
