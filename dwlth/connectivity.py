@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from dwlth.attacks import Attack
 from dwlth.data import Augment, Split
 from dwlth.evaluation import precision_of
+from dwlth.fast.stack import Stack
 from dwlth.models import Classifier
 from dwlth.results import Folder
 from dwlth.results.records import BARRIERS
@@ -42,14 +43,21 @@ def connect(folder: Folder, runs: Sequence[Run], **training) -> list[dict[str, A
         if "error" not in result:
             ends = [load(folder, each) for each in (replace(run, stage="transfer"), run)]
             test, recipe = folder.dataset(run.downstream, run.seed).test, folder.preset.recipe(run)
-            looks = {"augment": recipe.augment, "precision": recipe.precision}
+            looks = {"augment": recipe.augment, "precision": recipe.precision, "stacked": folder.preset.stacks(run)}
             result["path"] = way(*ends, test, folder.preset.evaluation, stream(run.seed, "way"), **looks)
             result |= barriers(result["path"])
     return results
 
 
 def way(
-    a: Classifier, b: Classifier, test: Split, attack: Attack, seed: int, augment: Augment | None = None, **looks: str
+    a: Classifier,
+    b: Classifier,
+    test: Split,
+    attack: Attack,
+    seed: int,
+    augment: Augment | None = None,
+    precision: str = "float32",
+    stacked: bool = False,
 ) -> list[dict[str, float]]:
     """Networks on the straight line from `a` to `b`, batch-norm statistics and heads with the rest: for each `share`
     of b, from 0 to 1, `sa` and `loss` on the test images as they are, `ra` and `adversarial_loss` on images attacked to
@@ -57,26 +65,32 @@ def way(
     network.
 
     Args:
-        looks: `precision`, see `dwlth.recipe.Recipe`.
+        augment, precision: see `dwlth.recipe.Recipe`.
+        stacked: all side by side (`dwlth.fast.stack`), for small networks.
     """
-    model, ends = copy.deepcopy(a).eval(), (a.net.state_dict(), b.net.state_dict())
-    device, rows = test.labels.device, []
-    for share in np.linspace(0, 1, POINTS).tolist():
-        model.net.load_state_dict({name: torch.lerp(*_floats(name, *ends), share) for name in ends[0]})
-        draws = torch.Generator(device).manual_seed(stream(seed, "evaluate"))
-        sums = torch.zeros(4, device=device)
-        with torch.no_grad(), precision_of(looks.get("precision", "float32"), device):
+    shares, device, rows = np.linspace(0, 1, POINTS).tolist(), test.labels.device, []
+    points = [_between(a, b, share) for share in shares]
+    for model in [Stack(points).eval()] if stacked else points:
+        n = model.members
+        draws = [torch.Generator(device).manual_seed(stream(seed, "evaluate")) for _ in range(n)]
+        sums = torch.zeros(4, n, device=device)
+        with torch.no_grad(), precision_of(precision, device):
             for x, y in test.batches(512, augment=augment):
+                x, y = x.repeat_interleave(n, 0), y.repeat_interleave(n)
                 for i, images in enumerate((x, attack(model, x, y, draws))):
                     logits = model(images).float()
-                    sums[2 * i] += (logits.argmax(1) == y).sum()
-                    sums[2 * i + 1] += F.cross_entropy(logits, y, reduction="sum")
-        rows.append({"share": share} | dict(zip(("sa", "loss", "ra", "adversarial_loss"), (sums / len(test)).tolist())))
-    return rows
+                    sums[2 * i] += (logits.argmax(1) == y).view(-1, n).sum(0)
+                    sums[2 * i + 1] += F.cross_entropy(logits, y, reduction="none").view(-1, n).sum(0)
+        rows += (sums / len(test)).T.tolist()
+    columns = ("sa", "loss", "ra", "adversarial_loss")
+    return [{"share": share} | dict(zip(columns, row)) for share, row in zip(shares, rows)]
 
 
-def _floats(name: str, *states: dict) -> list[torch.Tensor]:
-    return [state[name].float() for state in states]  # counters of batches too
+def _between(a: Classifier, b: Classifier, share: float) -> Classifier:
+    model, theirs = copy.deepcopy(a).eval(), b.net.state_dict()
+    state = {name: torch.lerp(own.float(), theirs[name].float(), share) for name, own in a.net.state_dict().items()}
+    model.net.load_state_dict(state)  # counters of batches become whole again
+    return model
 
 
 def barriers(rows: Sequence[dict[str, float]]) -> dict[str, float]:

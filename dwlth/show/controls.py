@@ -27,7 +27,7 @@ KINDS = {"crossed": "Source of the mask", "trained": "IMP trained as for"}
 @styled()
 def draw_crossing(table: pd.DataFrame, downstream: str, fraction: float | None = None, kind: str = "crossed") -> Figure:
     """A heat map for each criterion and round: the mean over the seeds of each cell of `dwlth.show.crossing.crossed`,
-    and half its interval.
+    and half its interval. The colours of a criterion span 10 points at least, the same ones in each round.
 
     Raises:
         NotYet: as of `crossed`.
@@ -41,10 +41,12 @@ def draw_crossing(table: pd.DataFrame, downstream: str, fraction: float | None =
     for line, round_ in zip(grid, rounds):
         for panel, criterion in zip(line, CRITERIA):
             cells = found[found["round"] == round_].groupby(["weights", "mask"])[criterion]
+            top, bottom = (end(found.groupby(["round", "weights", "mask"])[criterion].mean()) for end in (max, min))
             means = cells.mean().unstack().loc[names[0], names[1]]
             half = cells.agg(lambda values: _interval(values)[1] - values.mean()).unstack().loc[names[0], names[1]]
             texts = [[f"{m:.1f}\n± {h:.1f}" for m, h in zip(*row)] for row in zip(means.to_numpy(), half.to_numpy())]
             where = {"xticklabels": labels[1], "yticklabels": labels[0], "square": True, "linewidths": 1, "ax": panel}
+            where |= {"vmin": min(bottom, top - 10), "vmax": top}
             sns.heatmap(means, cmap="mako_r", annot=np.array(texts), fmt="", cbar=False, **where)
             panel.tick_params(labelsize="x-small", rotation=0)
             panel.set(xlabel=KINDS[kind] if round_ == rounds[-1] else "", ylabel="", title="")

@@ -128,7 +128,8 @@ def against_imp(table: pd.DataFrame, downstream: str, fraction: float | None = N
 
 
 def words(table: pd.DataFrame, downstream: str, fraction: float | None = None) -> str:
-    """What the picture of the crossing shows at its last round, in two sentences.
+    """What the picture of the crossing shows at its last round, in two sentences. The intervals know nothing of the
+    choice of the lowest cell, and of the best ones beside it.
 
     Raises:
         NotYet: as of `variance`.
@@ -141,15 +142,22 @@ def words(table: pd.DataFrame, downstream: str, fraction: float | None = None) -
     reach = {by: np.ptp(cells.groupby(by)[criterion].mean()) for by in ("weights", "mask")}
     more = "weights" if of["share"]["weights"] > of["share"]["mask"] else "mask"
     less = "mask" if more == "weights" else "weights"
-    own = cells[cells["weights"] == cells["mask"]].groupby("seed")[criterion].mean()
-    far = cells[cells["weights"] != cells["mask"]].groupby("seed")[criterion].mean()
-    _, _, low, high = bounds((own - far).to_numpy(), 0.975)
-    suits = "more" if low > 0 else "less" if high < 0 else "neither more nor less"
+    means = cells.groupby(["weights", "mask"])[criterion].mean()
+    weights, mask = means.idxmin()
+    wide = cells.set_index(["seed", "weights", "mask"])[criterion].unstack(["weights", "mask"])
+
+    def gain(to: tuple[str, str]) -> str:
+        points, _, low, high = bounds((wide[to] - wide[weights, mask]).to_numpy(), 0.975)
+        return f"{points:+.1f} points ({low:.1f} to {high:.1f})"
+
+    masks, sources = means[weights], means.xs(mask, level="mask")
     return (
         f"At {sparsity:.2%} sparsity, RA after adversarial transfer depends more on the source of the {more}, whose "
         f"means lie {reach[more]:.1f} points apart and to which {share[more]} of the spread is due, than on that of "
-        f"the {less}, with {reach[less]:.1f} points and {share[less]}. Weights with their own mask have {suits} RA "
-        f"than with the masks of other sources: {(own - far).mean():+.1f} points ({low:.1f} to {high:.1f})."
+        f"the {less}, with {reach[less]:.1f} points and {share[less]}. It is lowest, {means.min():.1f} %, for {weights}"
+        f" weights with the {mask} mask: on these weights the {masks.idxmax()} mask brings "
+        f"{gain((weights, masks.idxmax()))}, and under this mask the {sources.idxmax()} weights bring "
+        f"{gain((sources.idxmax(), mask))}."
     )
 
 
