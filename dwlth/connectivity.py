@@ -29,7 +29,8 @@ POINTS = 11
 
 
 def connect(folder: Folder, runs: Sequence[Run], **training) -> list[dict[str, Any]]:
-    """Train the networks of transfers once more, and test the way to the first ones, which must be on disk.
+    """Train the networks of transfers once more, and test the way to the first ones, which must be on disk, on the first
+    `preset.autoattack_images` test images.
 
     Args:
         runs, training: as of `dwlth.transfer.transfer`.
@@ -43,6 +44,7 @@ def connect(folder: Folder, runs: Sequence[Run], **training) -> list[dict[str, A
         if "error" not in result:
             ends = [load(folder, each) for each in (replace(run, stage="transfer"), run)]
             test, recipe = folder.dataset(run.downstream, run.seed).test, folder.preset.recipe(run)
+            test = test.take(list(range(min(folder.preset.autoattack_images, len(test)))))
             looks = {"augment": recipe.augment, "precision": recipe.precision, "stacked": folder.preset.stacks(run)}
             result["path"] = way(*ends, test, folder.preset.evaluation, stream(run.seed, "way"), **looks)
             result |= barriers(result["path"])

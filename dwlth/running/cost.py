@@ -34,7 +34,9 @@ def estimate(folder: Folder, runs: list[Run], threads: int = 0) -> dict[Run, flo
         if isinstance(recipe, Given):
             return 0.0  # a download, of which nothing is known
         task = tasks(run.downstream or preset.upstream)
-        tests = {"transfer": 2, "connect": 2 + POINTS}.get(run.stage, 1)
+        tests = 1 + (run.stage in ("transfer", "connect"))
+        if run.stage == "connect":
+            tests += POINTS * min(1, preset.autoattack_images / len(task.test))
         members = preset.together if preset.stacks(run) else 1
         seconds = tests * len(task.test) * test(task, preset.evaluation, recipe)
         if run.stage == "imp" and run.round == 0:
