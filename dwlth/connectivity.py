@@ -29,8 +29,8 @@ POINTS = 11
 
 
 def connect(folder: Folder, runs: Sequence[Run], **training) -> list[dict[str, Any]]:
-    """Train the networks of transfers once more, and test the way to the first ones, which must be on disk, on the first
-    `preset.autoattack_images` test images.
+    """Train the networks of transfers once more, and test the way to the first ones, which must be on disk, on the
+    first `preset.autoattack_images` test images.
 
     Args:
         runs, training: as of `dwlth.transfer.transfer`.
