@@ -94,15 +94,15 @@ def draw_variance(table: pd.DataFrame, downstream: str, fraction: float | None =
 def draw_controls(
     table: pd.DataFrame, downstream: str, round_: int | None = None, fraction: float | None = None
 ) -> Figure:
-    """What other tickets are better by than IMP's, in points, by method and source at one round, by default the last of
-    those that most methods have: the mean over the seeds of `dwlth.show.crossing.against_imp`, and its interval.
+    """What other tickets are better by than IMP's, in points, by method and source at one round, by default that with
+    the most runs: the mean over the seeds of `dwlth.show.crossing.against_imp`, and its interval.
 
     Raises:
         NotYet: as of `against_imp`, and where it has nothing at this round.
     """
     found = against_imp(table, downstream, fraction)
-    counts = found.groupby("round")["method"].nunique()
-    round_ = counts[counts == counts.max()].index[-1] if round_ is None else round_
+    sizes = found.groupby("round").agg(runs=("points", "size"), seeds=("seed", "nunique"))
+    round_ = sizes.sort_values(["runs", "seeds"], kind="stable").index[-1] if round_ is None else round_
     found = found[found["round"] == round_]
     if found.empty:
         raise NotYet(f"no pruning but IMP at round {round_} in the table")

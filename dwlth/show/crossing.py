@@ -120,7 +120,7 @@ def against_imp(table: pd.DataFrame, downstream: str, fraction: float | None = N
     for criterion, (regime, metric) in CRITERIA.items():
         wide = runs[runs["regime"] == regime].pivot_table(metric, index, "method")
         if "imp" in wide and wide.shape[1] > 1:
-            over = wide.sub(wide.pop("imp"), axis=0).stack().rename_axis([*index, "method"])
+            over = wide.sub(wide.pop("imp"), axis=0).stack().dropna().rename_axis([*index, "method"])
             parts.append(over.rename("points").reset_index().assign(criterion=criterion))
     if not parts or pd.concat(parts).empty:
         raise NotYet("no pruning but IMP in the table: `python -m dwlth run` with `--set methods=shuffled` makes it")
