@@ -12,6 +12,8 @@ The modules at the top of this folder are the method. Read them in this order; t
 
     recipe      how one network is trained, or where a trained one comes from
     runs        a run: what it is, and its id
+    controls    other ways to a ticket: what the mask brings, and what the weights
+    connectivity  whether a barrier lies between two trainings from one start
     models      the networks, with the normalisation in front
     sources     the pre-trained networks that tickets are cut from
     errors      what went wrong, and what would be right

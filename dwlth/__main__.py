@@ -1,4 +1,4 @@
-"""The command line: `python -m dwlth plan|run|autoattack|audit|verdict|figures|verify|inspect|import|export`."""
+"""The command line: `python -m dwlth plan|run|autoattack|audit|connect|verdict|figures|verify|inspect|import|export`."""
 
 import argparse
 import contextlib
@@ -64,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
         ("run", run, "do the runs left, draw the figures, and say what came out"),
         ("autoattack", under_autoattack, "AutoAttack on the dense networks and the sparsest double-win tickets"),
         ("audit", check_robustness, "checks of the same networks' robustness: is it real?"),
+        ("connect", connect, "the way between two trainings of the same network, for each transfer of IMP's tickets"),
         ("verdict", show_verdict, "the sparsest double-win tickets, their tests and the scoreboard, from the table"),
         ("figures", draw, "draw the figures from the table"),
         ("verify", verify_folder, "check that the results are whole, of these settings, and that none is missing"),
@@ -76,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--results", default="results", help="folder of the results (default: %(default)s)")
         sub.add_argument("--data", default="data", help="folder of the datasets (default: %(default)s)")
         sub.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="e.g. transfer.epochs=5")
-        if name in ("plan", "run", "autoattack", "audit"):
+        if name in ("plan", "run", "autoattack", "audit", "connect"):
             sub.add_argument("--seeds", type=int, help="number of seeds, from 0 (default: the preset's)")
             sub.add_argument("--source", action="append", help="only this pre-training source")
             sub.add_argument("--device", help="default: a GPU if there is one")
@@ -93,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
         if name == "export":
             sub.add_argument("--init", action="store_true", help="the pre-trained weights alone, for its --init")
             sub.add_argument("--legacy", action="store_true", help="in the file format of before torch 1.6")
-        if name in ("run", "autoattack", "audit"):
+        if name in ("run", "autoattack", "audit", "connect"):
             sub.add_argument("--minutes", type=float, default=math.inf, help="stop cleanly after so long")
             sub.add_argument("--scheduler", help="address or file of a Dask scheduler, whose workers do the runs")
         if name == "verify":
@@ -182,6 +183,14 @@ def check_robustness(args) -> int:
         return ends
     print(report.report_audit(audit_transfers(folder, runs)))
     return 0
+
+
+def connect(args) -> int:
+    folder, runs = _select(args)
+    folder = replace(folder, preset=replace(folder.preset, keep_networks=True))
+    ends = _do(args, folder, grid.for_connect(runs))
+    folder.collect()
+    return ends
 
 
 def _do(args, folder: Folder, runs: list[Run], files: bool = False) -> int:

@@ -12,16 +12,17 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from dwlth import presets, sources, tickets, transfer, verdict
+from dwlth import controls, presets, sources, tickets, transfer, verdict
 from dwlth.errors import DwlthError, NotYet
-from dwlth.masks import METHODS, Mask
+from dwlth.masks import Mask
 from dwlth.models import Classifier
 from dwlth.presets import Preset
 from dwlth.results import Folder, read_record
 from dwlth.running import cost, grid, machine
 from dwlth.running.settings import override
 from dwlth.runs import Run
-from dwlth.show import analysis, claims, figures, inspection, report
+from dwlth.show import analysis, claims, crossing, figures, inspection, report
+from dwlth.show import controls as pictures
 
 COMMAND = "dwlth.Experiment.have"
 """What the records of runs that are done here name as their command."""
@@ -258,10 +259,35 @@ class Experiment:
         """What robust pre-training is worth, by the fraction of the data, for the dense network or these tickets."""
         return figures.gain(self.table(), self.task(downstream), *rounds)
 
-    def methods(self, source: str, fraction: float = 1.0, downstream: str | None = None) -> Figure:
-        """The tickets of a source by each way to prune."""
+    def methods(
+        self, source: str, fraction: float = 1.0, downstream: str | None = None, of: Sequence[str] = ()
+    ) -> Figure:
+        """The tickets of a source by each way to prune, or by those `of` a selection."""
         self._check(source)
-        return figures.methods(self.table(), self.task(downstream), source, fraction)
+        return figures.methods(self.table(), self.task(downstream), source, fraction, of)
+
+    def controls(
+        self, round: int | None = None, fraction: float | None = None, downstream: str | None = None
+    ) -> Figure:
+        """What tickets by other ways to prune are better by than IMP's, at one round."""
+        return pictures.draw_controls(self.table(), self.task(downstream), round, fraction)
+
+    def crossing(self, kind: str = "crossed", fraction: float | None = None, downstream: str | None = None) -> Figure:
+        """SA and RA of masks of each source on the weights of each; of kind `trained`, of masks that IMP found on these
+        weights with the training of each source."""
+        return pictures.draw_crossing(self.table(), self.task(downstream), fraction, kind)
+
+    def variance(self, kind: str = "crossed", fraction: float | None = None, downstream: str | None = None) -> Figure:
+        """What the spread of a crossing is due to."""
+        return pictures.draw_variance(self.table(), self.task(downstream), fraction, kind)
+
+    def connectivity(self, fraction: float | None = None, downstream: str | None = None) -> Figure:
+        """The barriers between two trainings from one start."""
+        return pictures.draw_connectivity(self.table(), self.task(downstream), fraction)
+
+    def mask_or_weights(self, fraction: float | None = None, downstream: str | None = None) -> str:
+        """What the crossing shows at its sparsest ticket, in two sentences."""
+        return crossing.words(self.table(), self.task(downstream), fraction)
 
     def pretraining(self) -> Figure:
         """SA and RA on the pre-training task after each round of IMP."""
@@ -274,7 +300,7 @@ class Experiment:
 
     def _check(self, source: str, round_: int = 0, method: str = "imp") -> None:
         _choose("source", source, self.preset.pretrain)
-        _choose("method", method, METHODS)
+        controls.method(method)
         _choose("round", round_, range(max(self.preset.rounds) + 1))
 
 

@@ -47,8 +47,22 @@ class Mask(dict[str, Tensor]):
         """Zero the pruned weights of `net` in place; returns a function that does so again, cheaply.
 
         Raises:
-            DwlthError: where the convolutions of `net` differ from the mask's in name or shape.
+            DwlthError: as of `check`.
         """
+        self.check(net)
+        weights = prunable(net)
+        tensors = list(weights.values())
+        factors = [torch.empty_like(weight).copy_(self[name]) for name, weight in weights.items()]
+
+        def again() -> None:
+            with torch.no_grad():
+                torch._foreach_mul_(tensors, factors)
+
+        again()
+        return again
+
+    def check(self, net: nn.Module) -> None:
+        """Raise `DwlthError` where the convolutions of `net` differ from the mask's in name or shape."""
         weights = prunable(net)
         if weights.keys() != self.keys():
             odd = min(weights.keys() ^ self.keys())
@@ -59,15 +73,6 @@ class Mask(dict[str, Tensor]):
                     f"mask and network differ at {name}: the mask has {list(self[name].shape)}, "
                     f"the network {list(weight.shape)}"
                 )
-        tensors = list(weights.values())
-        factors = [torch.empty_like(weight).copy_(self[name]) for name, weight in weights.items()]
-
-        def again() -> None:
-            with torch.no_grad():
-                torch._foreach_mul_(tensors, factors)
-
-        again()
-        return again
 
 
 def prunable(net: nn.Module) -> dict[str, nn.Parameter]:
@@ -142,9 +147,19 @@ class Method:
 
     label: str
     """Its name in figures."""
-    scores: Callable[[nn.Module, int], Mapping[str, Tensor]] | None
-    """From a pre-trained network and a seed to scores for `prune`, which prunes step by step, so that the counts are
-    those of IMP; None for IMP itself, which trains between its rounds."""
+    scores: Callable[..., Mapping[str, Tensor]] | None
+    """From a pre-trained network, a seed and what `takes` names to scores for `prune`, which prunes step by step, so
+    that the counts are those of IMP; a `Mask` that it returns is the ticket as it is. None for IMP itself, which trains
+    between its rounds."""
+    takes: str = ""
+    """What `scores` takes beside network and seed: `batch`: images and labels of the pre-training task; `mask`: the
+    ticket that IMP found; or nothing more."""
+    again: bool = False
+    """Scores are made anew for each step, of the network as it is pruned so far."""
+    fresh: bool = False
+    """The ticket is transferred on random weights, not on the pre-trained ones."""
+    other: bool = False
+    """Its name goes on with @ and another source of the preset; without it, it stands for all of them."""
 
 
 METHODS = {

@@ -6,7 +6,9 @@ import json
 from dataclasses import dataclass, replace
 from typing import Any
 
-STAGES = ("pretrain", "imp", "transfer", "autoattack")
+from dwlth.controls import METHODS, other
+
+STAGES = ("pretrain", "imp", "transfer", "autoattack", "connect")
 
 
 def later(before: Any, default: Any = dataclasses.MISSING) -> Any:
@@ -51,7 +53,8 @@ class Run:
     `pretrain` trains a source. `imp` trains ticket `round` of a source on the pre-training task, measures it, and
     prunes it to ticket `round + 1`; round 0 is the dense source itself, pruned as it is. `transfer` trains ticket
     `round` on a downstream task; round 0 is the dense network. `autoattack` attacks the network of the transfer of
-    the same name; no grid has these.
+    the same name. `connect` trains the network of that transfer once more, with other random numbers, and looks at the
+    way between the two. No grid has these two stages.
     """
 
     stage: str
@@ -75,21 +78,33 @@ class Run:
         """The next round of the same ticket: the one that a run of stage `imp` ends with."""
         return replace(self, round=self.round + 1)
 
+    @property
+    def found_by(self) -> "Run | None":
+        """The round of IMP that left the ticket which this run's mask is, or is made of; None where it takes none."""
+        method, name = METHODS.get(self.method.partition("@")[0]), self.method
+        if self.round == 0 or method is None or (method.scores and method.takes != "mask"):
+            return None
+        if method.scores:  # of IMP as it is
+            return Run("imp", other(name) or self.source, self.from_seed, self.round - 1)
+        return Run("imp", self.source, self.from_seed, self.round - 1, name)
+
     def needs(self) -> list["Run"]:
         """The runs whose files this one reads."""
         if self.stage == "pretrain":
             return []
-        if self.stage == "autoattack":
-            return [replace(self, stage="transfer")]
-        source = Run("pretrain", self.source, self.from_seed)
-        if self.method == "imp" and self.round > 0:
-            return [source, Run("imp", self.source, self.from_seed, self.round - 1)]
-        return [source]
+        needs = [Run("pretrain", self.source, self.from_seed)]
+        if found_by := self.found_by:
+            needs += [found_by] if found_by.source == self.source else [*found_by.needs()[:1], found_by]
+        if self.stage in ("autoattack", "connect"):
+            return [replace(self, stage="transfer"), *(needs if self.stage == "connect" else [])]
+        return needs
 
     def __str__(self) -> str:
         words = [self.stage, self.source]
         if self.downstream:
             words += ["to", self.downstream, self.regime, f"{self.fraction:.0%}", self.method]
+        if self.stage == "imp" and self.method != "imp":
+            words += [self.method]
         if self.stage != "pretrain":
             words += [f"round {self.round}"]
         words += [f"seed {self.seed}"]

@@ -1,5 +1,6 @@
-"""Tickets: the masks of a source, by iterative magnitude pruning (IMP) with rewinding, one-shot or at random."""
+"""Tickets: the masks of a source, by iterative magnitude pruning (IMP) with rewinding, or another method."""
 
+import copy
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,12 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from dwlth import masks, sources
+from dwlth import controls, masks, sources
 from dwlth.errors import DwlthError
 from dwlth.evaluation import evaluate
 from dwlth.files import read_tensors, write_tensors
-from dwlth.masks import METHODS, Mask
+from dwlth.masks import Mask
 from dwlth.models import Classifier
 from dwlth.results import Folder
 from dwlth.runs import Run, stream
@@ -56,7 +58,7 @@ def imp_round(folder: Folder, runs: Sequence[Run], **training) -> list[dict[str,
             id=preset.run_id(run),
             preset=preset.name,
             source=run.source,
-            method="imp",
+            method=run.method,
             seed=run.seed,
             round=run.round + 1,
             belongs_to=source,
@@ -70,23 +72,48 @@ def find(folder: Folder, run: Run, source: Classifier) -> Mask:
     """The ticket of a run on its source's weights, on the CPU: read from disk if it is IMP's, made here if not.
 
     Raises:
-        DwlthError: if the file is no ticket, or a ticket of other weights.
+        DwlthError: if the file is no ticket, or a ticket of other weights, or of another architecture.
     """
-    mask = masks.dense(source.net)
+    mask, method = masks.dense(source.net), controls.method(run.method)
     if run.round == 0:
         return mask
-    make = METHODS[run.method].scores
-    if make is None:
-        path = folder.ticket(run)
-        mask, about = load(path)
-        found = masks.fingerprint(masks.prunable(source.net))
+    given: tuple = ()
+    if found_by := run.found_by:
+        path = folder.ticket(found_by.pruned)
+        ticket, about = load(path)
+        owner = source if found_by.source == run.source else sources.load(folder, found_by)
+        found = masks.fingerprint(masks.prunable(owner.net))
         if about["belongs_to"] != found:
             raise DwlthError(f"{path}: a ticket of the weights {about['belongs_to']}, but these are {found}")
-        return mask
-    scores = make(source.net, run.seed)
-    for _ in range(run.round):  # in steps, so that the counts are exactly those of IMP
+        try:
+            ticket.check(source.net)
+        except DwlthError as error:
+            raise DwlthError(f"{path} on the weights of {folder.source(run)}: {error}") from None
+        if method.scores is None:
+            return ticket
+        given = (ticket,)
+    elif method.takes == "batch":
+        given = _batch(folder, run, source)
+    net = copy.deepcopy(source.net)
+    scores = method.scores(net, run.seed, *given)
+    if isinstance(scores, Mask):
+        return scores
+    for step in range(run.round):  # in steps, so that the counts are exactly those of IMP
+        if step and method.again:
+            mask.apply_(net)
+            scores = method.scores(net, run.seed, *given)
         mask = masks.prune(mask, scores, folder.preset.prune_rate)
     return mask
+
+
+def _batch(folder: Folder, run: Run, source: Classifier) -> tuple[Tensor, Tensor]:
+    """Training images of the pre-training task, as the network behind the normalisation takes them, and labels."""
+    train, draws = folder.dataset(folder.preset.upstream, run.from_seed).train, torch.Generator(folder.device)
+    augment = folder.preset.imp[run.source].augment
+    draws.manual_seed(stream(run.seed, "batch"))
+    chosen = torch.randperm(len(train), generator=draws, device=folder.device)[: controls.BATCH].tolist()
+    images, labels = next(train.take(chosen).batches(controls.BATCH, augment=augment))
+    return (images - source.mean) / source.std, labels
 
 
 def save(path: Path, mask: Mask, **about: Any) -> None:

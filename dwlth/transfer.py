@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from dwlth import models, sources, tickets
+from dwlth import controls, models, sources, tickets
 from dwlth.data import Dataset, subset
 from dwlth.evaluation import evaluate
 from dwlth.files import write_tensors
@@ -15,13 +15,14 @@ from dwlth.training import fit_members
 
 
 def start(folder: Folder, run: Run, task: Dataset) -> tuple[Classifier, Mask]:
-    """The network a transfer starts from, and its mask: the pre-trained weights and batch-norm statistics, a new
-    head for the task, and the task's own normalisation."""
+    """The network a transfer starts from, and its mask: the pre-trained weights and batch-norm statistics (or random
+    ones, see `dwlth.masks.Method.fresh`), a new head for the task, and the task's own normalisation."""
     source = sources.load(folder, run)
     mask = tickets.find(folder, run, source)
     model = models.build(folder.preset.network, task.classes, task.mean, task.std, stream(run.seed, "head"))
-    head = {name: tensor for name, tensor in model.net.state_dict().items() if name.startswith("fc.")}
-    model.net.load_state_dict(source.net.state_dict() | head)
+    if run.round == 0 or not controls.method(run.method).fresh:
+        head = {name: tensor for name, tensor in model.net.state_dict().items() if name.startswith("fc.")}
+        model.net.load_state_dict(source.net.state_dict() | head)
     return model.to(folder.device), mask
 
 
@@ -47,7 +48,7 @@ def transfer(folder: Folder, runs: Sequence[Run], **training) -> list[dict[str, 
         for run, task in zip(runs, tasks)
     ]
     trains = [task.train.take(chosen) for task, chosen in zip(tasks, indices)]
-    seeds = [stream(run.seed, "transfer") for run in runs]
+    seeds = [stream(run.seed, run.stage) for run in runs]
     fits = fit_members(models_, recipe, trains, [task.val for task in tasks], seeds=seeds, masks=masks, **training)
     results = []
     for run, task, model, mask, seed, chosen, result in zip(runs, tasks, models_, masks, seeds, indices, fits):

@@ -277,7 +277,7 @@ def _paired(
     of_method = (table["method"] == method) | (table["round"] == 0)
     regimes = {regime for regime, _ in (CRITERIA | FOURTH).values()}
     runs = table[(table["stage"] == "transfer") & of_method & table["regime"].isin(regimes)]
-    lost = table[_failed(table) & (table["stage"] == "imp")] if method == "imp" else table[:0]
+    lost = table[_failed(table) & (table["stage"] == "imp") & (table["method"] == method)]
     sparsity = table.groupby("round")["sparsity"].first()
     place = {source: i for i, source in enumerate(in_order(runs["source"]))}
     keys = ["downstream", "fraction", "source"]

@@ -96,7 +96,7 @@ def test_a_network(small, tmp_path, monkeypatch):
     ("setting", "message"),
     [
         ("network=resnet51", "network is 'resnet51': give one of small_resnet"),
-        ("methods=snip", "unknown method 'snip': choose from imp, oneshot, random"),
+        ("methods=grasp", "unknown method 'grasp': choose from imp, oneshot, random"),
         ("downstream=mnist", "unknown dataset 'mnist': choose from digits0-4"),
         ("transfer.standard@svnh.lr=0.1", "no recipe 'standard@svnh': choose from standard, adversarial"),
     ],

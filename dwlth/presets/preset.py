@@ -4,10 +4,10 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+from dwlth import controls
 from dwlth.attacks import Attack
 from dwlth.data import check_name
 from dwlth.errors import DwlthError, check
-from dwlth.masks import METHODS
 from dwlth.models import NETWORKS
 from dwlth.recipe import Given, Recipe
 from dwlth.runs import Run, digest, later, plain
@@ -39,7 +39,8 @@ class Preset:
     half_sources: bool = False
     """Round the weights of trained sources to float16, on disk and in what starts from them: half the size to carry."""
     autoattack_images: int = 1000
-    """AutoAttack, which takes long, is run on the first so many test images (our choice)."""
+    """AutoAttack, and the way between two trainings (`dwlth.connectivity`), which take long, see the first so many test
+    images (our choice)."""
     order: str = later("given")
     """Of the images of CIFAR and SVHN: `given`: torchvision's (the paper's splits are its first 45,000 and last 5,000);
     `content`: by a hash of the pixels, the same for every way to store them; see `dwlth.data.load`."""
@@ -95,8 +96,9 @@ class Preset:
         if self.evaluation.targeted:
             raise DwlthError("evaluation: a targeted attack takes targets, but tests give the true labels")
         for method in self.methods:
-            if method not in METHODS:
-                raise DwlthError(f"unknown method {method!r}: choose from {', '.join(METHODS)}")
+            controls.method(method)
+            if (of := controls.other(method)) and of not in self.pretrain:
+                raise DwlthError(f"method {method!r}: no source {of!r}: choose from {', '.join(self.pretrain)}")
         for source in self.pretrain:
             if source not in self.imp:
                 raise DwlthError(f"imp has no recipe for the source {source!r}, which pretrain has")
@@ -118,27 +120,39 @@ class Preset:
         """The seed of the source that transfers with this seed start from, as `Run.source_seed` has it."""
         return None if seed // self.per_source == seed else seed // self.per_source
 
+    def ways(self) -> list[str]:
+        """`methods`; one that is said of other sources, once for each of these."""
+        named = [method for method in self.methods if controls.method(method).other and not controls.other(method)]
+        return [
+            way
+            for method in self.methods
+            for way in ([f"{method}@{source}" for source in self.pretrain] if method in named else [method])
+        ]
+
     def grid(self) -> list[Run]:
         """All runs, each after those it needs."""
+        ways = {source: [way for way in self.ways() if controls.other(way) != source] for source in self.pretrain}
         seeds_of = {fraction: range(self.seeds_at.get(fraction, self.seeds)) for fraction in self.fractions}
         source_seeds = sorted({seed // self.per_source for seeds in seeds_of.values() for seed in seeds})
         runs = [Run("pretrain", source, seed) for seed in source_seeds for source in self.pretrain]
         runs += [
-            Run("imp", source, seed, round_)
+            Run("imp", source, seed, round_, method)
             for round_ in range(max(self.rounds))
             for seed in source_seeds
             for source in self.pretrain
+            for method in dict.fromkeys(["imp", *ways[source]])
+            if controls.method(method).scores is None
         ]
         runs += [
             Run("transfer", source, seed, round_, method, downstream, regime, fraction, self.source_of(seed))
-            for method in self.methods
+            for method in self.ways()
             for fraction in self.fractions
             for regime in sorted(self.regimes, key=lambda name: -self.transfer[name].attack.steps)  # long runs first
             for round_ in self.rounds
             for seed in seeds_of[fraction]
             for source in self.pretrain
             for downstream in self.downstream
-            if method == "imp" or round_ > 0  # the dense network is the same for every method
+            if method in ways[source] and (method == "imp" or round_ > 0)  # the dense one is the same for all
         ]
         return runs
 
@@ -146,7 +160,9 @@ class Preset:
         """How the network of a run is trained, or where it is from."""
         if run.downstream:
             return self.transfer.get(f"{run.regime}@{run.downstream}", self.transfer[run.regime])
-        return (self.pretrain if run.stage == "pretrain" else self.imp)[run.source]
+        if run.stage == "pretrain":
+            return self.pretrain[run.source]
+        return self.imp[controls.other(run.method) or run.source]
 
     def stacks(self, run: Run) -> bool:
         """Whether a run trains in a stack of networks, whose bits are others than those of a network on its own."""
@@ -166,12 +182,14 @@ class Preset:
         config["half_sources"] = self.half_sources
         if run.stage == "imp" or run.round > 0:
             config["prune_rate"] = self.prune_rate
-        if run.stage == "imp" or (run.round > 0 and run.method == "imp"):
-            config["imp"] = self.imp[run.source]
+        if found_by := run if run.stage == "imp" else run.found_by:
+            config["imp"] = self.recipe(found_by)
+            if found_by.source != run.source:
+                config["mask_source"] = self.pretrain[found_by.source]
         if run.downstream:
             config["transfer"] = self.recipe(run)
             config["subset"] = self.subset
-        if run.stage == "autoattack":
+        if run.stage in ("autoattack", "connect"):
             config["autoattack_images"] = self.autoattack_images
         config["evaluation"] = self.evaluation
         return plain(config)

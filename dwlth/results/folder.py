@@ -22,7 +22,7 @@ class Folder:
     """The results of one preset, in `ROOT/NAME/`:
 
     - `sources/SOURCE-sSEED.safetensors`: the weights of a pre-trained network
-    - `tickets/SOURCE-imp-sSEED/ROUND.safetensors`: a mask, packed to bits
+    - `tickets/SOURCE-METHOD-sSEED/ROUND.safetensors`: a mask that IMP found, packed to bits
     - `networks/ID.safetensors`: the network that a transfer ended with, where it is kept
     - `runs/ID.json`: the record of a finished (or failed) run
     - `checkpoints/ID.pt`: a training under way
@@ -56,7 +56,7 @@ class Folder:
 
     def ticket(self, run: Run) -> Path:
         """Of the ticket, found by IMP, that a run starts from."""
-        return self.path / "tickets" / f"{run.source}-imp-s{run.from_seed}" / f"{run.round:02d}.safetensors"
+        return self.path / "tickets" / f"{run.source}-{run.method}-s{run.from_seed}" / f"{run.round:02d}.safetensors"
 
     def network(self, run: Run) -> Path:
         """Of the network that a transfer ended with."""
@@ -70,8 +70,8 @@ class Folder:
         return self.path / "checkpoints" / f"{self.preset.run_id(run)}{company and f'-{company}'}.pt"
 
     def made(self, run: Run) -> Path | None:
-        """The file that later runs read from this one; None of `autoattack`, which leaves its record only."""
-        if run.stage == "autoattack":
+        """The file that later runs read from this one; None of `autoattack` and `connect`, of which none does."""
+        if run.stage in ("autoattack", "connect"):
             return None
         if run.stage == "transfer":
             return self.network(run)
@@ -97,7 +97,11 @@ class Folder:
 
     def imported(self, run: Run) -> bool:
         """Whether the ticket that this run would make was brought from elsewhere, and is not to be made here."""
-        return run.stage == "imp" and self.has(run) and read_about(self.ticket(run.pruned))["method"] != "imp"
+        return (
+            run.stage == "imp"
+            and self.has(run)
+            and read_about(self.ticket(run.pruned))["method"].startswith("imported")
+        )
 
     def dataset(self, name: str, seed: int) -> Dataset:
         """A dataset with the preset's order, and with splits of their own for each seed where the preset says so, on

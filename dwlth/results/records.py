@@ -19,6 +19,10 @@ SEAL = "checksum"
 AGAIN = "restore the file, or delete it: rows whose record is there are made again at once, others by `run`"
 
 
+BARRIERS = ["barrier_sa", "barrier_ra", "barrier_loss", "barrier_adversarial_loss"]
+"""Columns of the stage `connect`; see `dwlth.connectivity`."""
+
+
 def read_record(path: Path) -> dict[str, Any]:
     """The record in a file.
 
@@ -37,7 +41,8 @@ def read_table(path: Path) -> pd.DataFrame:
     """A table of results: a row per run that has ended; its `status` is ok, or failed, and then it has no SA and RA.
     These are fractions in [0, 1]; `sa` and `ra` are those of the network that the verdict looks at (see
     `dwlth.transfer`), `sa_best_ra` is the SA of the network with the best validation RA, and so on; in rows of stage
-    `autoattack`, `ra` is under AutoAttack and `ra_pgd` under the evaluation attack on the same images. Empty text
+    `autoattack`, `ra` is under AutoAttack and `ra_pgd` under the evaluation attack on the same images; in rows of stage
+    `connect` they are those of the network trained once more, and `BARRIERS` say what the way to it costs. Empty text
     columns are empty strings.
 
     Raises:
@@ -104,6 +109,7 @@ def row(record: dict[str, Any]) -> dict[str, Any]:
     row["source_seed"] = config.get("source_seed")
     row["status"] = record["status"]
     row |= {key: result.get(key) for key in ("sparsity", "n_train", "sa", "ra", "ra_pgd")}  # a failed run has none
+    row |= {key: result.get(key) for key in BARRIERS}
     for best in ("best_sa", "best_ra"):
         values = result.get(best) or {}
         for key in ("epoch", "val_sa", "val_ra", "sa", "ra"):

@@ -54,6 +54,7 @@ def audit(
     others: Mapping[str, Classifier] | None = None,
     augment: Augment | None = None,
     precision: str = "float32",
+    exact: bool = False,
 ) -> pd.DataFrame:
     """One row for each check of `model` on the images of `split`: its name, what was found, what an honest network
     shows, and the verdict: `passes`, `fails`, or empty for what is only measured.
@@ -61,7 +62,7 @@ def audit(
     Args:
         attack: the one that RA is measured with.
         others: networks by name, whose adversarial images are tried on this one.
-        augment, precision: see `dwlth.evaluation.evaluate`.
+        augment, precision, exact: see `dwlth.evaluation.evaluate`.
 
     Raises:
         DwlthError: for an attack of no steps; see also `dwlth.outside.autoattack.autoattack`.
@@ -69,13 +70,14 @@ def audit(
     if not attack.steps or not attack.eps:
         raise DwlthError(f"audit: the attack has {attack.steps} steps and eps {attack.eps:g}: there is no RA to check")
     rows: list[dict[str, Any]] = []
+    measuring = {"augment": augment, "precision": precision, "exact": exact}
 
     def add(check: str, found: str, honest: str = "", fine: bool | None = None) -> None:
         rows.append({"check": check, "found": found, "honest": honest})
         rows[-1]["verdict"] = "" if fine is None else "passes" if fine else "fails"
 
     def ra(other: Attack) -> float:
-        return 100 * evaluate(model, split, other, seed, augment, precision=precision)[1]
+        return 100 * evaluate(model, split, other, seed, **measuring)[1]
 
     def accuracy(images: Callable[[Tensor, Tensor], Tensor]) -> float:
         right = 0
@@ -86,7 +88,7 @@ def audit(
         return 100 * right / len(split)
 
     model.eval()
-    sa, own = (100 * value for value in evaluate(model, split, attack, seed, augment, precision=precision))
+    sa, own = (100 * value for value in evaluate(model, split, attack, seed, **measuring))
     add("SA and RA", f"{sa:.1f} and {own:.1f} %")
     none = ra(replace(attack, eps=0.0))
     add("RA at eps 0", f"{none:.1f} %", "the SA", abs(none - sa) < 1e-3)

@@ -9,6 +9,7 @@ from functools import cache, partial
 
 from dwlth import data, models
 from dwlth.attacks import Attack
+from dwlth.connectivity import POINTS
 from dwlth.data import Augment
 from dwlth.evaluation import evaluate
 from dwlth.recipe import Given, Recipe
@@ -133,7 +134,7 @@ def _needs(
     images = task(name)
     name = like.setdefault(images.train.images.shape[1:] if isinstance(images.train, data.Split) else name, name)
 
-    def test(split: data.Split, attack: Attack, times: int) -> None:
+    def test(split: data.Split, attack: Attack, times: float) -> None:
         batch = min(256, len(images.test))
         view = recipe.augment if recipe.augment.crop == "resized" else Augment()  # others change no test image
         kind = Kind(name, attack, view, recipe.precision, batch, 0)
@@ -143,7 +144,10 @@ def _needs(
             dense *= ATTACKED
         needs[kind] += dense
 
-    test(images.test, preset.evaluation, 1 + (run.stage == "transfer"))
+    tests = 1 + (run.stage in ("transfer", "connect"))
+    if run.stage == "connect":
+        tests += POINTS * min(1, preset.autoattack_images / len(images.test))
+    test(images.test, preset.evaluation, tests)
     if run.stage != "imp" or run.round > 0:
         n_train = round(run.fraction * len(images.train))
         batch = min(n_train, recipe.batch_size)

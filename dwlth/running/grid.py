@@ -16,6 +16,7 @@ from pathlib import Path
 import pandas as pd
 
 from dwlth import files, results
+from dwlth.connectivity import connect
 from dwlth.data import fetch
 from dwlth.errors import DwlthError, NotYet
 from dwlth.evaluation import available_precision
@@ -35,6 +36,7 @@ from dwlth.training import STOP, OutOfTime, read_checkpoint
 from dwlth.transfer import transfer
 
 DO = {"pretrain": pretrain, "imp": imp_round, "transfer": transfer, "autoattack": under_autoattack}
+DO["connect"] = connect
 """What does the runs of each stage."""
 TRIES = 3
 """How often a run is begun whose worker is lost (our choice, as Dask's)."""
@@ -135,6 +137,11 @@ def for_autoattack(preset: Preset, found: pd.DataFrame) -> list[Run]:
         for round_ in sorted({0, int(row.round)})
         for seed in range(preset.seeds_at.get(most, preset.seeds))
     ]
+
+
+def for_connect(runs: Iterable[Run]) -> list[Run]:
+    """The way between two trainings, for each transfer of IMP's among `runs`."""
+    return [replace(run, stage="connect") for run in runs if run.stage == "transfer" and run.method == "imp"]
 
 
 def run_all(

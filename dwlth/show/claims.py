@@ -7,11 +7,13 @@ regime, fraction and round.
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 
 import numpy as np
 import pandas as pd
 
 from dwlth.errors import NotYet
+from dwlth.show.crossing import against_imp, crossed
 from dwlth.verdict import CRITERIA, bounds, resampled, tests, transfers, verdict
 
 SCARCE = (0.1, 0.01)
@@ -19,7 +21,7 @@ SCARCE = (0.1, 0.01)
 
 
 def scoreboard(table: pd.DataFrame, margins: Mapping[str, float], robust: str = "adversarial") -> pd.DataFrame:
-    """One row for each claim of the abstract.
+    """One row for each claim of the abstract, and for two questions that it leaves open.
 
     Args:
         table: of `dwlth.results.read_table`.
@@ -50,10 +52,21 @@ def scoreboard(table: pd.DataFrame, margins: Mapping[str, float], robust: str = 
         all three intervals lie above 0. It is contradicted if any lies below 0, even where others lie above (the claim
         says SA *and* RA); there the interval's level is 1 - 5 % / 3 (or over as many numbers as there are), since any
         would do. Anything else is undecided, and so is what the table has no runs for. Where intervals of 95 % lie on
-        both sides of 0, the effect says "mixed". Failed runs have no numbers: in 3 to 6 their seeds are left out, and
+        both sides of 0, the effect says "mixed". Two more rows, which are not the abstract's, follow where the table
+        has the runs of `dwlth.controls`:
+
+        7. *IMP's mask beats a shuffled one*: SA and RA of IMP's tickets minus those of the same masks, shuffled in each
+           layer; the mean over sources, rounds and tasks. Here and in 8, with the largest fraction that has such runs.
+        8. *The source of the weights matters more than that of the mask*: in the crossing of masks and weights, for
+           each seed and round the spread (standard deviation) of the means of the sources of the weights minus that of
+           the means of the sources of the masks; the mean over rounds and tasks.
+
+        Failed runs have no numbers: in 3 to 6 their seeds are left out, and
         so is a round that less than half of the seeds have.
     """
     table = table[table["stage"].isin(["transfer", "imp"])]
+    whole = table
+    table = table[table["method"] == "imp"]
     gain, tasks = _gains(table, robust)
     counts = {f: gain.loc[f].dropna().index.get_level_values("seed").nunique() for f in gain.index.unique("fraction")}
     fractions = [fraction for fraction in sorted(counts, reverse=True) if counts[fraction] > 1]
@@ -86,6 +99,14 @@ def scoreboard(table: pd.DataFrame, margins: Mapping[str, float], robust: str = 
     sparsest = f"double-wins-{place}.png"
     figures = [sparsest, sparsest, of_much, of_few, f"gain-{place}.png", of_much]
     rows = [(claim, *answer, figure) for (claim, answer), figure in zip(answers.items(), figures)]
+    open_ = {
+        "IMP's mask beats a shuffled one": (_over_shuffled(whole, tasks), f"controls-{place}.png"),
+        "The source of the weights matters more than that of the mask": (
+            _weights_over_mask(whole, tasks),
+            f"crossing-{place}.png",
+        ),
+    }
+    rows += [(claim, *_above({"": of}, ""), figure) for claim, (of, figure) in open_.items() if of is not None]
     return pd.DataFrame(rows, columns=["claim", "answer", "effect", "seeds", "figure"])
 
 
@@ -109,6 +130,30 @@ def _gains(table: pd.DataFrame, robust: str) -> tuple[pd.DataFrame, list[str]]:
     every = every.dropna()
     seeds = every.groupby(level=["fraction", "round"])[every.columns[0]].transform("size")
     return every[2 * seeds >= seeds.groupby(level="fraction").transform("max")], tasks
+
+
+def _over_shuffled(table: pd.DataFrame, tasks: list[str]) -> pd.DataFrame | None:
+    """IMP's tickets minus shuffled ones, in points: a column for each criterion, by seed; None where there are none."""
+    found = []
+    for task in tasks:
+        with suppress(NotYet):
+            found.append(against_imp(table, task).query("method == 'shuffled'"))
+    if not found or pd.concat(found).empty:
+        return None
+    return -pd.concat(found).pivot_table("points", "seed", "criterion")[list(CRITERIA)]
+
+
+def _weights_over_mask(table: pd.DataFrame, tasks: list[str]) -> pd.DataFrame | None:
+    """The spread over sources of weights minus that over sources of masks, in points, as `_over_shuffled`."""
+    spreads = []
+    for task in tasks:
+        with suppress(NotYet):
+            found = crossed(table, task)
+            of = [found.groupby(["seed", "round", by])[list(CRITERIA)].mean() for by in ("weights", "mask")]
+            spreads.append([means.groupby(level=["seed", "round"]).std() for means in of])
+    if not spreads:
+        return None
+    return pd.concat(weights - mask for weights, mask in spreads).groupby(level="seed").mean()
 
 
 def _at(gain: pd.DataFrame, fraction: float) -> pd.DataFrame:

@@ -2,7 +2,7 @@
 
 import contextlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ from matplotlib.patches import Patch
 from dwlth import verdict
 from dwlth.errors import NotYet
 from dwlth.files import write
+from dwlth.masks import METHODS
 from dwlth.presets import SOURCES, in_order
 from dwlth.show import style
 from dwlth.show.style import WIDTH, Look, Picture, png, styled
@@ -194,7 +195,7 @@ def pretraining(table: pd.DataFrame) -> Figure:
     Raises:
         NotYet: if the table has no round of IMP.
     """
-    runs = _percents(table[table["stage"] == "imp"])
+    runs = _percents(table[(table["stage"] == "imp") & (table["method"] == "imp")])
     if runs.empty:
         raise NotYet("no round of IMP yet: `python -m dwlth run PRESET` makes them")
     looks = style.of_sources(runs["source"])
@@ -264,6 +265,8 @@ def double_wins(table: pd.DataFrame, downstream: str, margins: Margins, paper: b
 
 def draw_all(table: pd.DataFrame, folder: Path, margins: Margins) -> list[Path]:
     """Draw every figure the table has the runs for, as PNG and PDF; returns the paths of the PNGs."""
+    from dwlth.show import controls  # late: it draws with what is here
+
     drawn = {}
     for downstream, runs in table[table["stage"] == "transfer"].groupby("downstream"):
         place = re.sub(r"[^\w.-]", "-", downstream)  # folder:PATH makes no file name
@@ -274,6 +277,8 @@ def draw_all(table: pd.DataFrame, folder: Path, margins: Margins) -> list[Path]:
         sparse = _ok(runs)[["round", "sparsity"]].drop_duplicates().query("round > 0")
         near = (sparse["sparsity"] - HEADLINE).abs()
         drawn[f"gain-{place}"] = (gain, table, downstream, 0, *sparse["round"][near == near.min()][:1])
+        for name, draw in controls.FIGURES.items():
+            drawn[f"{name}-{place}"] = (draw, table, downstream)
     drawn["pretraining"] = (pretraining, table)
     paths = []
     for name, (draw, *arguments) in drawn.items():
@@ -432,28 +437,32 @@ def _legend(figure: Figure, *columns: Sequence[Artist], place: str = "outside lo
 
 
 @styled()
-def methods(table: pd.DataFrame, downstream: str, source: str, fraction: float = 1.0) -> Figure:
-    """SA and RA of one source's tickets by each pruning method, at the rounds and seeds that all of them have; the
-    first point is the dense network.
+def methods(
+    table: pd.DataFrame, downstream: str, source: str, fraction: float = 1.0, of: Collection[str] = ()
+) -> Figure:
+    """SA and RA of one source's tickets by each pruning method, or by those `of` a selection, at the rounds and seeds
+    that all of them have; the first point is the dense network.
 
     Raises:
         NotYet: if the table has no round at which they can be compared.
     """
     runs = _percents(table[(table["stage"] == "transfer") & (table["source"] == source)])
     runs = runs[(runs["downstream"] == downstream) & (runs["fraction"] == fraction)]
-    looks = {name: look for name, look in style.of_methods().items() if name in set(runs["method"])}
-    dense = runs[runs["round"] == 0]
+    looks = {
+        name: look for name, look in style.of_methods().items() if name in set(runs["method"]) & set(of or METHODS)
+    }
+    dense, runs = runs[runs["round"] == 0], runs[runs["method"].isin(list(looks))]
     runs = pd.concat([runs[runs["round"] > 0], *(dense.assign(method=method) for method in looks)])
     runs = runs[runs.groupby(["regime", "round", "seed"])["method"].transform("nunique") == len(looks)]
     if len(looks) < 2 or not len(runs[runs["round"] > 0]):
         raise NotYet(f"no round has tickets of the {source} source by several of {', '.join(style.of_methods())}")
-    runs = runs[runs["seed"].isin(runs[runs["round"] > 0]["seed"])]
+    runs = runs[runs["seed"].isin(runs[runs["round"] > 0]["seed"]) & runs["method"].isin(list(looks))]
     figure = Picture(figsize=(WIDTH, 3.5), layout="constrained")
     panels = figure.subplots(1, len(CRITERIA))
     for panel, (title, (regime, metric)) in zip(panels, CRITERIA.items()):
-        of = runs[runs["regime"] == regime]
+        shown = runs[runs["regime"] == regime]
         bars = {"err_style": "bars", "err_kws": {"capsize": 2}}
-        style.lines(panel, of, "round", metric, "method", looks, estimator="mean", errorbar="se", **bars)
+        style.lines(panel, shown, "round", metric, "method", looks, estimator="mean", errorbar="se", **bars)
         sparsity_axis(panel, _sparsity(runs))
         panel.set(title=title, ylabel=f"{metric.upper()} (%)")
     _legend(figure, *zip(style.handles(looks)))

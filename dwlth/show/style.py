@@ -39,7 +39,7 @@ RC = (
 
 PALETTE = sns.color_palette("colorblind").as_hex()
 MARKERS = "osD^vPX<>p"
-DASHES = ("", (4, 1.5), (1, 1), (3, 1, 1, 1), (6, 1, 2, 1), (2, 3), (6, 3), (5, 1, 1, 1, 1, 1))
+DASHES = ("", (4, 1.5), (1, 1), (3, 1, 1, 1), (6, 1, 2, 1), (2, 3), (6, 3), (5, 1, 1, 1, 1, 1), (9, 2), (8, 2, 2, 2))
 
 
 class Look(NamedTuple):
@@ -77,8 +77,10 @@ def of_sources(names: Iterable[str] = ()) -> dict[str, Look]:
 
 
 def of_methods() -> dict[str, Look]:
-    """The look of each pruning method of `masks.METHODS`; no colour is that of one of the paper's sources."""
-    return _looks({name: method.label for name, method in METHODS.items()}, ["black", *PALETTE[3:]])
+    """The look of each pruning method of `masks.METHODS` that is said of one source alone; no colour is that of one of
+    the paper's sources."""
+    labels = {name: method.label for name, method in METHODS.items() if not method.other}
+    return _looks(labels, ["black", *PALETTE[3:], "#7f0000"])
 
 
 _ONE_AT_A_TIME = threading.RLock()

@@ -1,0 +1,98 @@
+"""Controls: other ways to a ticket, which say what IMP's mask brings and what the weights bring.
+
+They are pruning methods like any other, entries of `dwlth.masks.METHODS`:
+
+- `shuffled`: IMP's mask, in each layer in random order. That is also a random mask with IMP's number of weights in each
+  layer: both are drawn evenly from the same masks, so there is one method for the two.
+- `snip`, `synflow`: scores of pruning before training, here at the pre-trained weights.
+- `reinit`: IMP's mask on random weights.
+- `crossed@SOURCE`: the mask that IMP found with the weights of another source.
+- `trained@SOURCE`: IMP on the own weights, with the training of another source in its rounds.
+
+`oneshot` and `random`, of `dwlth.masks`, are two more.
+"""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dwlth.errors import DwlthError
+from dwlth.masks import METHODS, Mask, Method, prunable
+
+BATCH = 256
+"""Training images that a method sees which takes a batch (our choice; SNIP's authors: 100 to 128, 10 of each class)."""
+
+
+def shuffled(net: nn.Module, seed: int, mask: Mask) -> Mask:
+    """The mask with each layer's entries in random order."""
+    draws = torch.Generator().manual_seed(seed)
+    return Mask(
+        {name: t.flatten()[torch.randperm(t.numel(), generator=draws)].view(t.shape) for name, t in mask.items()}
+    )
+
+
+def snip(net: nn.Module, seed: int, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """|weight * gradient of the loss| (Lee et al., 2019: what the loss changes by, to first order, where the weight is
+    set to 0), in evaluation mode.
+
+    Args:
+        images, labels: float [N, C, H, W] as `net` takes them, and int64 [N].
+    """
+    weights = prunable(net)
+    loss = F.cross_entropy(net.eval()(images), labels)
+    return {name: weight.detach() * g for (name, weight), g in zip(weights.items(), _gradients(loss, weights))}
+
+
+def synflow(net: nn.Module, seed: int, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """|weight * gradient of the sum of outputs|, of the network with the absolute values of all its parameters, for an
+    image of ones (Tanaka et al., 2020). Of the images only their shape is looked at. Their schedule has 100 steps; ours
+    is IMP's, each of which prunes a fifth.
+    """
+    positive = copy.deepcopy(net).double().eval()  # products over many layers
+    with torch.no_grad():
+        for tensor in positive.state_dict().values():
+            tensor.abs_()
+    weights = prunable(positive)
+    flow = positive(torch.ones_like(images[:1], dtype=torch.float64)).sum()
+    scores = {name: weight.detach() * g for (name, weight), g in zip(weights.items(), _gradients(flow, weights))}
+    largest = max(score.max() for score in scores.values())  # so that float32 can hold them
+    return {name: score / largest for name, score in scores.items()}
+
+
+def _gradients(value: Tensor, weights: dict[str, nn.Parameter]) -> tuple[Tensor, ...]:
+    return torch.autograd.grad(value, list(weights.values()))
+
+
+def same(net: nn.Module, seed: int, mask: Mask) -> Mask:
+    """The mask itself."""
+    return mask
+
+
+METHODS |= {
+    "shuffled": Method("IMP's, shuffled", shuffled, "mask"),
+    "snip": Method("SNIP", snip, "batch"),
+    "synflow": Method("SynFlow", synflow, "batch", again=True),
+    "reinit": Method("IMP's, random weights", same, "mask", fresh=True),
+    "crossed": Method("IMP's of another source", same, "mask", other=True),
+    "trained": Method("IMP with other training", None, other=True),
+}
+
+
+def method(name: str) -> Method:
+    """The method of this name, which may go on with @ and a source.
+
+    Raises:
+        DwlthError: for one that does not exist.
+    """
+    first, at, _ = name.partition("@")
+    if first not in METHODS or (at and not METHODS[first].other):
+        names = [f"{known}[@SOURCE]" if of.other else known for known, of in METHODS.items()]
+        raise DwlthError(f"unknown method {name!r}: choose from {', '.join(names)}")
+    return METHODS[first]
+
+
+def other(name: str) -> str:
+    """The source that the name of a method goes on with, or ""."""
+    return name.partition("@")[2]

@@ -1,0 +1,172 @@
+"""Mask or weights? What the controls of `dwlth.controls` say, from the table alone.
+
+Intervals are of 95 %: of means over the seeds Student's t, of shares the bootstrap over the seeds.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pandas as pd
+
+from dwlth.controls import other
+from dwlth.errors import NotYet
+from dwlth.presets import in_order
+from dwlth.verdict import CRITERIA, bounds
+
+PARTS = ("weights", "mask", "match", "seeds", "rest")
+"""What the spread of a crossing is due to; see `variance`."""
+
+
+def crossed(table: pd.DataFrame, downstream: str, fraction: float | None = None, kind: str = "crossed") -> pd.DataFrame:
+    """The transfers of a crossing, a row for each seed, IMP round and cell: `weights`, the source of the weights;
+    `mask`, that of the mask (`kind` crossed), or the one whose training the rounds of IMP had (trained); and the
+    criteria of the verdict, in percent. Where the two are the same source, the ticket is IMP's own. A seed that has not
+    every cell of a round is left out there.
+
+    Args:
+        fraction: of the downstream data, the column `fraction`; None: the largest that has a crossing.
+
+    Raises:
+        NotYet: where nothing is left.
+    """
+    runs = table[(table["stage"] == "transfer") & (table["downstream"] == downstream) & (table["round"] > 0)]
+    runs = _at(_percents(runs), [name.startswith(f"{kind}@") for name in runs["method"]], fraction)
+    if runs.empty:
+        raise NotYet(f"no crossing in the table: `python -m dwlth run` with `--set methods={kind}` makes it")
+    own, far = runs["method"] == "imp", runs["method"].str.startswith(f"{kind}@")
+    runs = runs.assign(weights=runs["source"], mask=runs["source"].where(own, runs["method"].map(other)))
+    runs = runs[(own & runs["round"].isin(runs["round"][far]) & runs["source"].isin(runs["source"][far])) | far]
+    index = ["fraction", "round", "seed", "weights", "mask"]
+    criteria = {
+        name: runs[runs["regime"] == regime].set_index(index)[column] for name, (regime, column) in CRITERIA.items()
+    }
+    found = pd.DataFrame(criteria, columns=list(CRITERIA)).dropna().reset_index()
+    cells = found["weights"].nunique() * found["mask"].nunique()
+    found = found[found.groupby(["round", "seed"])["weights"].transform("size") == cells]
+    if found.empty:
+        raise NotYet(f"no seed in the table has every cell of the crossing: `--set methods=imp,{kind}` makes them")
+    return found.reset_index(drop=True)
+
+
+def variance(
+    table: pd.DataFrame,
+    downstream: str,
+    fraction: float | None = None,
+    kind: str = "crossed",
+    draws: int = 2000,
+) -> pd.DataFrame:
+    """How much of the spread of `crossed` is due to what: an analysis of variance with the seeds as blocks.
+
+    Returns:
+        A row for each round, criterion and part: `share` of the sum of squares (fractions in [0, 1], 1 in all), and
+        the bounds `low` and `high` of its interval. The parts are `weights`, `mask`, `match` (that a mask suits the
+        weights it was found with, or any others: their interaction), `seeds`, and `rest`, which is chance. By chance
+        alone weights and mask would have (sources - 1) / (seeds * sources^2 - 1) each, with 10 seeds and 3 sources 2 %.
+
+    Raises:
+        NotYet: as of `crossed`, and for fewer than 2 seeds.
+    """
+    found = crossed(table, downstream, fraction, kind)
+    rows = []
+    for round_, criterion, cells in _cells(found):
+        if len(cells) < 2:
+            raise NotYet("one seed has no spread: `python -m dwlth run --seeds 10` makes more")
+        chosen = np.random.default_rng(0).integers(len(cells), size=(draws, len(cells)))
+        seen, drawn = shares(cells[None])[0], shares(cells[chosen])
+        low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
+        for i, part in enumerate(PARTS):
+            row = {"round": round_, "criterion": criterion, "part": part}
+            rows.append(row | {"share": seen[i], "low": low[i], "high": high[i]})
+    return pd.DataFrame(rows)
+
+
+def _cells(found: pd.DataFrame) -> Iterator[tuple[int, str, np.ndarray]]:
+    """Round, criterion, and the cells as [seeds, weights, masks]."""
+    names = [in_order(found[by]) for by in ("weights", "mask")]
+    for round_, of in found.groupby("round"):
+        wide = of.set_index(["seed", "weights", "mask"])[list(CRITERIA)].unstack(["weights", "mask"])
+        for criterion in CRITERIA:
+            cells = wide[criterion][pd.MultiIndex.from_product(names)].to_numpy()
+            yield round_, criterion, cells.reshape(-1, *map(len, names))
+
+
+def shares(cells: np.ndarray) -> np.ndarray:
+    """The shares of `PARTS` in the sum of squares ([draws, 5]) of values [draws, seeds, weights, masks]."""
+    n, w, m = cells.shape[1:]
+    grand = cells.mean((1, 2, 3), keepdims=True)
+    of_weights = cells.mean((1, 3), keepdims=True) - grand
+    of_mask = cells.mean((1, 2), keepdims=True) - grand
+    of_match = cells.mean(1, keepdims=True) - grand - of_weights - of_mask
+    of_seeds = cells.mean((2, 3), keepdims=True) - grand
+    rest = cells - grand - of_weights - of_mask - of_match - of_seeds
+    parts = (of_weights, of_mask, of_match, of_seeds, rest)
+    squares = np.stack([np.broadcast_to(part**2, cells.shape).sum((1, 2, 3)) for part in parts], 1)
+    return squares / np.maximum(squares.sum(1, keepdims=True), 1e-12)
+
+
+def against_imp(table: pd.DataFrame, downstream: str, fraction: float | None = None) -> pd.DataFrame:
+    """Each other method against IMP on the same source, paired by seed: a row for each `fraction`, `source`, `round`,
+    `method`, `criterion` and `seed`, with the `points` that it is better by. Crossings and IMP with other training are
+    left out.
+
+    Raises:
+        NotYet: where there is none.
+    """
+    runs = table[(table["stage"] == "transfer") & (table["downstream"] == downstream) & (table["round"] > 0)]
+    runs = _percents(runs[~runs["method"].str.contains("@")])
+    runs = _at(runs, list(runs["method"] != "imp"), fraction)
+    index = ["fraction", "source", "round", "seed"]
+    parts = []
+    for criterion, (regime, metric) in CRITERIA.items():
+        wide = runs[runs["regime"] == regime].pivot_table(metric, index, "method")
+        if "imp" in wide and wide.shape[1] > 1:
+            over = wide.sub(wide.pop("imp"), axis=0).stack().dropna().rename_axis([*index, "method"])
+            parts.append(over.rename("points").reset_index().assign(criterion=criterion))
+    if not parts or pd.concat(parts).empty:
+        raise NotYet("no pruning but IMP in the table: `python -m dwlth run` with `--set methods=shuffled` makes it")
+    return pd.concat(parts, ignore_index=True)
+
+
+def words(table: pd.DataFrame, downstream: str, fraction: float | None = None) -> str:
+    """What the picture of the crossing shows at its last round, in two sentences. The intervals know nothing of the
+    choice of the lowest cell, and of the best ones beside it.
+
+    Raises:
+        NotYet: as of `variance`.
+    """
+    found, parts = crossed(table, downstream, fraction), variance(table, downstream, fraction)
+    last, criterion = found["round"].max(), "RA, adversarial transfer"
+    of = parts[(parts["round"] == last) & (parts["criterion"] == criterion)].set_index("part")
+    share = {part: f"{row.share:.0%} ({row.low:.0%} to {row.high:.0%})" for part, row in of.iterrows()}
+    cells, sparsity = found[found["round"] == last], table.groupby("round")["sparsity"].first()[last]
+    reach = {by: np.ptp(cells.groupby(by)[criterion].mean()) for by in ("weights", "mask")}
+    more = "weights" if of["share"]["weights"] > of["share"]["mask"] else "mask"
+    less = "mask" if more == "weights" else "weights"
+    means = cells.groupby(["weights", "mask"])[criterion].mean()
+    weights, mask = means.idxmin()
+    wide = cells.set_index(["seed", "weights", "mask"])[criterion].unstack(["weights", "mask"])
+
+    def gain(to: tuple[str, str]) -> str:
+        points, _, low, high = bounds((wide[to] - wide[weights, mask]).to_numpy(), 0.975)
+        return f"{points:+.1f} points ({low:.1f} to {high:.1f})"
+
+    masks, sources = means[weights], means.xs(mask, level="mask")
+    return (
+        f"At {sparsity:.2%} sparsity, RA after adversarial transfer depends more on the source of the {more}, whose "
+        f"means lie {reach[more]:.1f} points apart and to which {share[more]} of the spread is due, than on that of "
+        f"the {less}, with {reach[less]:.1f} points and {share[less]}. It is lowest, {means.min():.1f} %, for {weights}"
+        f" weights with the {mask} mask: on these weights the {masks.idxmax()} mask brings "
+        f"{gain((weights, masks.idxmax()))}, and under this mask the {sources.idxmax()} weights bring "
+        f"{gain((sources.idxmax(), mask))}."
+    )
+
+
+def _percents(runs: pd.DataFrame) -> pd.DataFrame:
+    """Rows with SA and RA in percent, failed runs left out."""
+    return runs.assign(sa=100 * runs["sa"], ra=100 * runs["ra"])
+
+
+def _at(runs: pd.DataFrame, chosen: list[bool], fraction: float | None) -> pd.DataFrame:
+    """The runs with a fraction of the data, by default the largest of the `chosen` ones; none where none is chosen."""
+    fraction = runs["fraction"][chosen].max() if fraction is None else fraction
+    return runs[(runs["fraction"] == fraction) & any(chosen)]
