@@ -1,4 +1,4 @@
-"""The command line: `python -m dwlth plan|run|autoattack|audit|connect|verdict|figures|verify|inspect|import|export`."""
+"""The command line, `python -m dwlth plan|run|autoattack|audit|connect|verdict|figures|verify|inspect|import|export`"""
 
 import argparse
 import contextlib
