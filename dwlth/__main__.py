@@ -15,7 +15,7 @@ from dwlth import presets, verdict
 from dwlth.errors import DwlthError, NotYet
 from dwlth.outside import tickets
 from dwlth.results import Folder, read_record
-from dwlth.running import grid, machine
+from dwlth.running import distributed, grid, machine
 from dwlth.running.settings import override
 from dwlth.runs import STAGES, Run
 from dwlth.show import report
@@ -29,7 +29,8 @@ def main(argv: list[str] | None = None) -> int:
     before, warnings.formatwarning = warnings.formatwarning, lambda message, *_: f"warning: {message}\n"
     try:
         args = _parser().parse_args(argv)
-        return args.command(args)
+        with distributed.several() as first:  # under torchrun the others help it until here
+            return args.command(args) if first else 0
     except (DwlthError, OSError) as error:
         print(f"dwlth: error: {error}", file=sys.stderr)
         return 2

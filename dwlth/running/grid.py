@@ -22,6 +22,7 @@ from dwlth.outside.autoattack import under_autoattack
 from dwlth.presets import Preset
 from dwlth.recipe import Given
 from dwlth.results import Folder
+from dwlth.running import distributed
 from dwlth.running.cost import duration, estimate, passes
 from dwlth.running.machine import processes, threads, torch_threads
 from dwlth.runs import STAGES, Run
@@ -128,6 +129,7 @@ def run_all(
 ) -> dict[Run, str]:
     """Do `runs` (as `left` gives them) on this machine, in so many processes that share its cores; returns their
     statuses."""
+    distributed.check(folder.preset, runs)
     folder.write_preset()
     for name in {run.downstream or folder.preset.upstream for run in runs}:
         fetch(name, folder.data)  # before several processes do it at once
@@ -181,7 +183,7 @@ def execute(
     if on_epoch:
         training["on_epoch"] = lambda row: on_epoch(first, row)
     try:
-        found = DO[first.stage](folder, unit, **training)
+        found = distributed.together(DO[first.stage], folder, unit, **training)
     except OutOfTime:
         return ["stopped"] * len(unit)
     except DwlthError as error:  # bad input of this unit: the others go on
@@ -203,11 +205,11 @@ def execute(
 def _earlier_seconds(checkpoint: Path) -> float:
     """Time that earlier, interrupted calls spent on a training; a checkpoint that cannot be read is set aside."""
     try:
-        return (
-            sum(row["seconds"] for row in read_checkpoint(checkpoint)["fits"][0]["history"])
-            if checkpoint.exists()
-            else 0.0
-        )
+        if not checkpoint.exists():
+            return 0.0
+        state = read_checkpoint(checkpoint)
+        within = state.get("within", {}).get("seconds", 0.0)
+        return within + sum(row["seconds"] for row in state["fits"][0]["history"])
     except DwlthError as error:
         files.set_aside(checkpoint, error)
         return 0.0

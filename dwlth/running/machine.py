@@ -13,6 +13,7 @@ from multiprocessing.connection import wait as wait_for_process
 import torch
 
 from dwlth.errors import DwlthError
+from dwlth.fast import team
 
 
 def this_machine(device: str | None = None, workers: int | None = None) -> tuple[str, int]:
@@ -24,9 +25,11 @@ def this_machine(device: str | None = None, workers: int | None = None) -> tuple
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if workers is None:
-        workers = 1 if device.startswith("cuda") else _cores()
+        workers = 1 if device.startswith("cuda") or team.current.size > 1 else _cores()
     if workers < 1:
         raise DwlthError(f"workers is {workers}: give 1 or more")
+    if workers > 1 and team.current.size > 1:
+        raise DwlthError(f"workers is {workers}: give 1 under torchrun, whose processes work on one run at a time")
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
