@@ -133,7 +133,7 @@ def fit_members(
     if keep_masked:
         optimizer.register_step_post_hook(lambda *_: keep_masked())
     fits, within = [Fit() for _ in seeds], {}
-    if checkpoint and team.current.same(checkpoint.exists):
+    if checkpoint and team.current.says(checkpoint.exists()):
         state = read_checkpoint(checkpoint)
         model.net.load_state_dict(state["net"])
         optimizer.load_state_dict(state["optimizer"])
@@ -144,7 +144,7 @@ def fit_members(
         """After an epoch, or after a step, with how far `within` the epoch that is: save where it is time to; end at
         the deadline."""
         nonlocal saved
-        out_of_time = team.current.same(lambda: bool(stop) or time.time() > deadline)
+        out_of_time = team.current.says(bool(stop) or time.time() > deadline)
         if checkpoint and (out_of_time or time.time() - saved > CHECKPOINT_SECONDS):
             parts = {"net": model.net.state_dict(), "optimizer": optimizer.state_dict(), "fits": [*map(vars, fits)]}
             parts["within"] = within and within | {"seconds": time.time() - began}

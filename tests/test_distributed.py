@@ -6,29 +6,24 @@ import os
 import socket
 import subprocess
 import sys
-import time
 import weakref
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from torch import distributed as dist
 from torch import multiprocessing
 
 from dwlth import data, masks, models, training
-from dwlth.__main__ import main
 from dwlth.attacks import Attack
 from dwlth.data import Augment, Split, Streamed
 from dwlth.errors import DwlthError
 from dwlth.evaluation import evaluate
 from dwlth.fast import team
 from dwlth.recipe import Recipe
-from dwlth.results import read_table
 from dwlth.running import distributed
-from dwlth.running.settings import override
-from dwlth.training import OutOfTime, fit, fit_members
+from dwlth.training import OutOfTime, fit
 
 PGD = Attack(0.2, 0.1, 2, bn="train")
 RECIPE = Recipe(
@@ -182,3 +177,164 @@ def test_parts_that_the_processes_cannot_share_are_refused(found):
 def test_a_batch_with_fewer_images_than_parts(found):
     """The last batch has three images, so the fourth process has nothing to do."""
     agree(found[0]["few"], trained(replace(RECIPE, batch_size=490)), 1e-5)
+
+
+@pytest.mark.parametrize("recipe", [RECIPE, replace(RECIPE, parts=1, batch_size=100)], ids=["parts", "whole"])
+def test_a_training_that_is_killed_within_an_epoch_goes_on_bit_for_bit(recipe, tmp_path, monkeypatch):
+    expected = trained(recipe)
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1)
+    task, model, mask = start()
+    steps, step = [], training._step
+
+    def killed(*args):
+        steps.append(args)
+        if len(steps) == 3:
+            raise KeyboardInterrupt
+        return step(*args)
+
+    path = tmp_path / "run.pt"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(training, "_step", killed)
+        fit(model, recipe, task.train, task.val, seed=0, mask=mask, checkpoint=path)
+    assert training.read_checkpoint(path)["within"]["step"] == 2
+    weights, history, measured = trained(recipe, checkpoint=path)
+    assert all(torch.equal(tensor, expected[0][name]) for name, tensor in weights.items())
+    assert (history, measured) == expected[1:]
+
+
+def test_each_part_has_batch_norm_of_its_own_and_the_first_one_s_statistics_stay():
+    """One step by hand: the same images, cut in two, each in a forward pass of its own."""
+    task, model, _ = start(torch.float64)
+    recipe = Recipe(1, 100, 0.1, attack=replace(PGD, random_start=False), parts=2)
+    images = task.train.take(list(range(99)))
+    expected = copy.deepcopy(model).train()
+    optimizer = torch.optim.SGD(expected.parameters(), 0.1, 0.9, weight_decay=5e-4)
+    generator = torch.Generator().manual_seed(training.stream(0, "train", 0))
+    x, y = next(images.batches(100, generator))
+    for part in (slice(50, 99), slice(0, 50)):
+        before = copy.deepcopy(expected.state_dict())
+        adv = recipe.attack(expected, x[part], y[part])
+        torch.nn.functional.cross_entropy(expected(adv), y[part], reduction="sum").div(99).backward()
+        if part.start:
+            expected.load_state_dict(before)
+    optimizer.step()
+    fit(model, recipe, images, task.val, seed=0)
+    for name, tensor in expected.state_dict().items():
+        assert torch.allclose(tensor, model.state_dict()[name], rtol=0, atol=1e-8), name
+
+
+def test_without_batch_norm_parts_change_nothing():
+    """So the draws are those of the whole batch, and the gradient is that of its mean."""
+    task = data.load("digits0-4")
+    weights = []
+    for parts in (1, 3):
+        net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 5))
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            net[1].reset_parameters()
+        model = models.Classifier(net, task.mean, task.std).double()
+        fit(model, replace(RECIPE, epochs=1, parts=parts, validation=Attack()), task.train, task.val, seed=0)
+        weights.append(net[1].weight)
+    assert torch.allclose(*weights, rtol=0, atol=1e-9)
+
+
+def peak(parts):
+    """The most bytes that a step holds for its backward passes at a time, but for the weights."""
+    task, model, _ = start()
+    live, most, weights = 0, 0, {weight.data_ptr() for weight in model.parameters()}
+
+    class Saved:
+        def __init__(self, tensor):
+            self.tensor = tensor
+
+    def pack(tensor):
+        nonlocal live, most
+        saved, size = Saved(tensor), tensor.nbytes * (tensor.data_ptr() not in weights)
+
+        def gone():
+            nonlocal live
+            live -= size
+
+        weakref.finalize(saved, gone)
+        live += size
+        most = max(most, live)
+        return saved
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved.tensor):
+        fit(model, replace(RECIPE, epochs=1, batch_size=480, parts=parts), task.train, task.val, seed=0)
+    return most
+
+
+def test_a_step_in_eight_parts_takes_an_eighth_of_the_memory():
+    whole, eighth = peak(1), peak(8)
+    assert whole > 5e6 and eighth <= whole / 6
+
+
+def test_networks_side_by_side_have_no_parts():
+    from dwlth import presets
+    from dwlth.running.settings import override
+
+    task, model, _ = start()
+    with pytest.raises(DwlthError, match="parts is 4: give 1 to networks side by side"):
+        fit(model, RECIPE, task.train, task.val, seed=0, stacked=True)
+    digits = override(presets.get("digits"), ["imp.parts=2"])
+    run = next(run for run in digits.grid() if run.stage == "imp" and run.round == 1)
+    assert not digits.stacks(run) and digits.stacks(replace(run, stage="pretrain", round=0))
+
+
+def test_runs_that_the_processes_cannot_share_are_refused_before_any_begins(monkeypatch):
+    from dwlth import presets
+
+    paper = presets.get("paper")
+    monkeypatch.setattr(team.current, "size", 4)
+    distributed.check(paper, [run for run in paper.grid() if run.stage != "transfer"])
+    monkeypatch.setattr(team.current, "size", 16)
+    with pytest.raises(DwlthError, match="imp .*: its recipe has parts=8, which 16 processes cannot share"):
+        distributed.check(paper, paper.grid())
+
+
+def test_each_process_decodes_its_own_images(tmp_path, monkeypatch):
+    from PIL import Image
+
+    for number in range(14):
+        Image.new("RGB", (9, 9), (number, 0, 0)).save(tmp_path / f"{number}.png")
+    paths = data.datasets.np.array([str(path) for path in sorted(tmp_path.iterdir())])
+    split = Streamed(paths, torch.arange(14), workers=0)
+    read, reads = data.datasets.read, []
+    monkeypatch.setattr(data.datasets, "read", lambda path: reads.append(path) or read(path))
+    recipe = Recipe(1, 6, 0.1, augment=Augment("resized", size=4, resize=4), parts=4)
+
+    def batches(rank, size):
+        monkeypatch.setattr(team.current, "rank", rank)
+        monkeypatch.setattr(team.current, "size", size)
+        reads.clear()
+        return list(training._batches(recipe, [split], [torch.Generator().manual_seed(0)], 0, [None])), {*reads}
+
+    whole, everything = batches(0, 1)
+    assert len(everything) == 14 and [len(y) for _, y in whole] == [6, 6, 2]
+    shares = [batches(rank, 4) for rank in range(4)]
+    assert sum(len(own) for _, own in shares) == 14
+    for number, batch in enumerate(whole):
+        for together, pieces in zip(batch, zip(*(own[number] for own, _ in shares))):
+            assert torch.equal(together, torch.cat(pieces))
+
+
+def test_torchrun_gives_the_table_of_one_process(tmp_path, tiny_args, monkeypatch):
+    from test_command_line import PROVENANCE
+
+    from dwlth.__main__ import main
+    from dwlth.results import read_table
+
+    settings = ["pretrain.parts=2", "imp.parts=2", "transfer.parts=2", "pretrain.epochs=1", "imp.epochs=1"]
+    settings += ["transfer.epochs=1", "rounds=2", "fractions=0.2", "transfer.batch_size=64"]
+    args = ["run", "digits", *tiny_args, *[word for setting in settings for word in ("--set", setting)]]
+    args += ["--source", "adversarial", "--device", "cpu"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "dwlth"]
+    ran = subprocess.run([*torchrun, *args, "--results", str(tmp_path / "two")], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.count("runs ok") == 1
+    monkeypatch.setattr("dwlth.__main__._draw", lambda folder: [])
+    assert main([*args, "--results", str(tmp_path / "one"), "--workers", "1"]) == 0
+    tables = [read_table(next((tmp_path / name).glob("*/table.csv"))) for name in ("one", "two")]
+    one, two = (table.drop(columns=PROVENANCE) for table in tables)
+    assert one.equals(two) and len(one) == 1 + 2 + 2

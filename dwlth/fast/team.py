@@ -26,6 +26,10 @@ class Team:
     def sum_(self, tensors: Sequence[Tensor]) -> None:
         """Replace each tensor by its sum over all processes; every process gets the same bits."""
 
+    def says(self, yes: bool) -> bool:
+        """What the first process says."""
+        return yes
+
     def same(self, make: Callable[[], Value]) -> Value:
         """What `make()` gives in the first process, the only one that calls it."""
         return make()

@@ -56,6 +56,9 @@ class Processes(team.Team):
         for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors])):
             tensor.copy_(part.view_as(tensor))
 
+    def says(self, yes: bool) -> bool:
+        return self.agree(yes=yes)
+
     def same(self, make: Callable[[], Any]) -> Any:
         made = None if self.rank else make()
         self.agree()
@@ -67,13 +70,15 @@ class Processes(team.Team):
         dist.broadcast_object_list(said, 0, self.words, torch.device("cpu"))
         return said[0]
 
-    def agree(self, error: Exception | None = None) -> None:
-        """Let all processes raise an error that one of them has met. All that they do together begins with this, and so
-        does the way out of `attempt`: wherever one fails, the others wait here, or soon will."""
-        failed = torch.tensor(0 if error is None else 1)
-        dist.all_reduce(failed, group=self.words)
+    def agree(self, error: Exception | None = None, yes: bool = False) -> bool:
+        """Let all processes raise an error that one of them has met, or else have the first one's `yes`. All that they
+        do together begins with this, and so does the way out of `attempt`: wherever one fails, the others wait here, or
+        soon will."""
+        heard = torch.tensor([error is not None, yes and self.rank == 0], dtype=torch.int32)
+        dist.all_reduce(heard, group=self.words)
+        failed, yes = map(bool, heard)
         if not failed:
-            return
+            return yes
         said = [None] * self.size
         mine = None if error is None else (isinstance(error, DwlthError), str(error) or type(error).__name__)
         dist.all_gather_object(said, mine, self.words)
