@@ -29,7 +29,8 @@ def main(argv: list[str] | None = None) -> int:
     before, warnings.formatwarning = warnings.formatwarning, lambda message, *_: f"warning: {message}\n"
     try:
         args = _parser().parse_args(argv)
-        with distributed.several() as first:  # under torchrun the others help it until here
+        helpers = args.command in (run, under_autoattack)
+        with distributed.several(helpers) as first:  # under torchrun the others help it meanwhile
             return args.command(args) if first else 0
     except (DwlthError, OSError) as error:
         print(f"dwlth: error: {error}", file=sys.stderr)

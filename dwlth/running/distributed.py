@@ -120,15 +120,19 @@ def together(do: Callable[..., Any], *args: Any, **training: Any) -> Any:
 
 
 @contextmanager
-def several() -> Iterator[bool]:
+def several(helpers: bool = True) -> Iterator[bool]:
     """Where torchrun started this process: be one of its team meanwhile. Yields whether this is the first one, or a
-    process on its own; in the others, only after the first one has left the block, as they help it until then.
+    process on its own; in the others, only after the first one has left the block, as they help it until then; or at
+    once, where it wants no `helpers`.
 
     Raises:
         DwlthError: where a machine has more processes than GPUs.
     """
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield True
+        return
+    if not helpers:
+        yield os.environ["RANK"] == "0"
         return
     if gpus := torch.cuda.device_count():
         here = int(os.environ["LOCAL_WORLD_SIZE"])
