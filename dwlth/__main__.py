@@ -16,7 +16,7 @@ from dwlth import presets, verdict
 from dwlth.errors import DwlthError, NotYet
 from dwlth.outside import tickets
 from dwlth.results import Folder, read_record
-from dwlth.running import grid, machine, verify
+from dwlth.running import distributed, grid, machine, verify
 from dwlth.running.settings import override
 from dwlth.runs import STAGES, Run
 from dwlth.show import report
@@ -38,7 +38,9 @@ def main(argv: list[str] | None = None) -> int:
     before, warnings.formatwarning = warnings.formatwarning, lambda message, *_: f"warning: {message}\n"
     try:
         args = _parser().parse_args(argv)
-        code = args.command(args)
+        helpers = args.command in (run, under_autoattack)
+        with distributed.several(helpers) as first:  # under torchrun the others help it meanwhile
+            code = args.command(args) if first else 0
         if code == 3:
             print(f"dwlth: out of time; {AGAIN}", file=sys.stderr)
         return code

@@ -1,7 +1,7 @@
 """Adversarial attacks: PGD-k, FGSM with random start, and none, as settings of one `Attack`."""
 
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -58,26 +58,35 @@ class Attack:
         if self.restarts > 1 and not self.random_start:
             raise DwlthError(f"attack: restarts is {self.restarts}, but without random_start all would be the same")
 
-    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, generator: Draws = None) -> Tensor:
+    def __call__(
+        self, model: nn.Module, x: Tensor, y: Tensor, generator: Draws = None, starts: Sequence[Tensor] | None = None
+    ) -> Tensor:
         """Adversarial images for `x` (float [N, C, H, W] in [0, 1]) with labels, or targets, `y` (int64 [N]); same
         shape, within `eps` of `x` and within [0, 1].
 
         `model` maps pixels in [0, 1] to logits, so it normalises inside. Its mode, gradients, `requires_grad` flags
         and (unless `bn="train"`) batch-norm statistics are left as they were. `generator` draws the starts;
         of several, each draws those of every so manyth row, as the members of a `dwlth.fast.stack.Stack` have them.
+        Or `starts` gives them: the rows of these images in what `self.starts` drew for more.
         """
         if self.steps == 0:
             return x
+        first, *others = (self.starts(x, generator) if starts is None else starts) or [None]
         with torch.enable_grad(), batch_norm(model, self.bn):
-            adv = self._climb(model, x, y, generator)
+            adv = self._climb(model, x, y, first)
             if self.restarts > 1:
                 success, loss = self._strength(model, adv, y)
-            for _ in range(self.restarts - 1):
-                other = self._climb(model, x, y, generator)
+            for start in others:
+                other = self._climb(model, x, y, start)
                 its_success, its_loss = self._strength(model, other, y)
                 better = (its_success & ~success) | ((its_success == success) & (its_loss > loss))
                 adv[better], success[better], loss[better] = other[better], its_success[better], its_loss[better]
         return adv
+
+    def starts(self, images: Tensor, generator: Draws = None) -> list[Tensor]:
+        """The random starts of an attack on a batch like `images`, as offsets from them: one for each of `restarts`, or
+        none."""
+        return [self._offset(images, generator) for _ in range(self.restarts * self.random_start * (self.steps > 0))]
 
     def survivors(self, model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator | None = None) -> int:
         """How many images (arguments as for a call) the model gets right at the start and after every step: what is
@@ -87,7 +96,7 @@ class Attack:
         unbroken = torch.ones_like(y, dtype=torch.bool)
         with torch.enable_grad(), batch_norm(model, self.bn):
             for _ in range(self.restarts):
-                project, adv = self._start(x, generator)
+                project, adv = self._start(x, self._offset(x, generator) if self.random_start else None)
                 for _ in range(self.steps):
                     adv = adv.detach().requires_grad_()
                     logits = model(adv)
@@ -110,14 +119,15 @@ class Attack:
             return partial(_project_l2, x=x, eps=self.eps)
         return partial(torch.clamp, min=(x - self.eps).clamp_(min=0), max=(x + self.eps).clamp_(max=1))
 
-    def _start(self, x: Tensor, generator: Draws) -> tuple[Callable, Tensor]:
+    def _offset(self, x: Tensor, generator: Draws) -> Tensor:
+        generators = generator if isinstance(generator, Sequence) else [generator]
+        draws = [self._draw(x[:: len(generators)], each) for each in generators]
+        return draws[0] if len(draws) == 1 else torch.stack(draws, 1).flatten(0, 1)
+
+    def _start(self, x: Tensor, offset: Tensor | None) -> tuple[Callable, Tensor]:
         """The projection of an attack, and where it starts."""
-        project, adv = self._projection(x), x
-        if self.random_start:
-            generators = generator if isinstance(generator, Sequence) else [generator]
-            draws = [self._draw(x[:: len(generators)], each) for each in generators]
-            adv = project(x + (draws[0] if len(draws) == 1 else torch.stack(draws, 1).flatten(0, 1)))
-        return project, adv
+        project = self._projection(x)
+        return project, x if offset is None else project(x + offset)
 
     def _draw(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
         draw = torch.empty_like(x)
@@ -127,9 +137,9 @@ class Attack:
         distance = x.new_empty(len(draw), 1, 1, 1).uniform_(0, self.eps, generator=generator)
         return direction * (distance / _length(direction))
 
-    def _climb(self, model: nn.Module, x: Tensor, y: Tensor, generator: Draws) -> Tensor:
+    def _climb(self, model: nn.Module, x: Tensor, y: Tensor, offset: Tensor | None) -> Tensor:
         """One attack from one start."""
-        project, adv = self._start(x, generator)
+        project, adv = self._start(x, offset)
         for _ in range(self.steps):
             adv = adv.detach().requires_grad_()
             adv = self._step(model(adv), adv, y, project)
@@ -170,13 +180,22 @@ def _project_l2(adv: Tensor, x: Tensor, eps: float) -> Tensor:
 def batch_norm(model: nn.Module, mode: str):
     """Run the attack's passes with the model in `mode`, then put every module's own mode back."""
     modes = [(module, module.training) for module in model.modules()]
-    buffers = {name: b.clone() for name, b in model.named_buffers()} if mode == "frozen" else {}
-    model.train(mode != "eval")
+    with frozen(model) if mode == "frozen" else nullcontext():
+        model.train(mode != "eval")
+        try:
+            yield
+        finally:
+            for module, training in modes:
+                module.training = training
+
+
+@contextmanager
+def frozen(model: nn.Module):
+    """Put the model's buffers, which are its running statistics, back to what they were."""
+    before = [(buffer, buffer.clone()) for buffer in model.buffers()]
     try:
         yield
     finally:
-        for module, training in modes:
-            module.training = training
         with torch.no_grad():
-            for name, buffer in buffers.items():
-                model.get_buffer(name).copy_(buffer)
+            for buffer, value in before:
+                buffer.copy_(value)

@@ -1,11 +1,14 @@
 """Evaluation: standard accuracy (SA), and robust accuracy (RA) under an attack."""
 
+import math
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
 
 from dwlth.attacks import Attack
 from dwlth.data import Augment, Split
+from dwlth.fast import team
 from dwlth.fast.folding import fold
 from dwlth.models import Classifier
 from dwlth.runs import stream
@@ -63,17 +66,31 @@ def evaluate(
     device, ra = split.labels.device, None
     folded = fold(model, next(iter(split.batches(8, augment=augment)))[0])
     with torch.no_grad(), precision_of(precision, device):
-        batches = split.batches(batch_size, augment=augment)
-        right = torch.cat([folded(x).argmax(1) == y for x, y in batches])
+        right, robust = torch.zeros(len(split), dtype=torch.long, device=device), torch.zeros_like(split.labels[:1])
+        for i, (x, y) in _share(split, batch_size, augment):
+            right[i * batch_size :][: len(y)] = folded(x).argmax(1) == y
+        team.current.sum_([right])
         sa = (right.sum() / len(right)).item()
         if attack.steps:
             attacked = split if exact else split.take(right.nonzero().flatten().tolist())  # again in full batches
-            generator = torch.Generator(device).manual_seed(stream(seed, "evaluate"))
-            robust = 0
-            for x, y in attacked.batches(batch_size, augment=augment):
+            generator, drawn = torch.Generator(device).manual_seed(stream(seed, "evaluate")), 0
+            together = exact or attack.restarts == 1  # else the draws of a batch depend on what became of those before
+            for i, (x, y) in _share(attacked, batch_size, augment, together):
+                for _ in range(drawn, i):  # as the processes before this one do
+                    attack.starts(x.new_empty(batch_size, *x.shape[1:]), generator)
+                drawn = i + 1
                 if exact:
-                    robust += int((folded(attack(folded, x, y, generator)).argmax(1) == y).sum())
+                    robust += (folded(attack(folded, x, y, generator)).argmax(1) == y).sum()
                 else:
                     robust += attack.survivors(folded, x, y, generator)
-            ra = robust / len(split)
+            team.current.sum_([robust])
+            ra = robust.item() / len(split)
     return sa, ra
+
+
+def _share(split: Split, size: int, augment: Augment | None, together: bool = True) -> Iterator[tuple[int, tuple]]:
+    """This process's batches of a split, with their numbers; or else the first process has all."""
+    own = team.current.share(math.ceil(len(split) / size)) if together else range(0)
+    if team.current.size > 1 and (together or team.current.rank):
+        split = split.take(list(range(own.start * size, min(own.stop * size, len(split)))))
+    return enumerate(split.batches(size, augment=augment), own.start)

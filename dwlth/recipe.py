@@ -50,9 +50,14 @@ class Recipe:
     keep: str = later("last")
     """The weights that a pre-training ends with: `last`: those of the last epoch; `sound`: of the last validated epoch
     that shows no catastrophic overfitting."""
+    parts: int = later(1)
+    """Parts of a batch, each with batch-norm statistics of its own, as so many GPUs have them under
+    DistributedDataParallel; the gradient is that of the whole batch's mean loss, and the running statistics are those
+    of the first part (DDP saves rank 0's). One process goes through the parts one after the other, in the memory of
+    one; processes of a number that divides it share them; the result is the same, to rounding."""
 
     def __post_init__(self):
-        for name in ("epochs", "batch_size", "validate_every"):
+        for name in ("epochs", "batch_size", "validate_every", "parts"):
             if getattr(self, name) < 1:
                 raise DwlthError(f"recipe: {name} is {getattr(self, name)}, not 1 or more")
         if self.attack.targeted or self.validation.targeted:

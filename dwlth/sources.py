@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from dwlth import models
 from dwlth.data import Dataset
 from dwlth.errors import DwlthError
 from dwlth.evaluation import evaluate
+from dwlth.fast import team
 from dwlth.files import read_tensors, write_tensors
 from dwlth.models import Classifier
 from dwlth.outside import checkpoints
@@ -98,7 +100,8 @@ def _half(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _given(given: Given, folder: Folder) -> Classifier:
     """The network in a checkpoint, in front of it the normaliser of its file, or ImageNet's where it has none."""
-    path = checkpoints.fetch(given.where, folder.path / "downloads", given.sha256, given.size or None)
+    fetch = partial(checkpoints.fetch, given.where, folder.path / "downloads", given.sha256, given.size or None)
+    path = team.current.same(fetch)
     found = checkpoints.read(path, given.unsafe)
     mean, std = (found.mean, found.std) if found.mean else checkpoints.IMAGENET
     model = models.build(folder.preset.network, found.classes, mean, std, seed=0)

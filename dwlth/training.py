@@ -5,6 +5,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,9 +14,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
+from dwlth.attacks import frozen
 from dwlth.data import Split
-from dwlth.errors import DwlthError
+from dwlth.errors import DwlthError, check
 from dwlth.evaluation import evaluate, precision_of
+from dwlth.fast import team
 from dwlth.fast.stack import join
 from dwlth.files import read_state, write_state
 from dwlth.masks import Mask
@@ -24,10 +27,10 @@ from dwlth.recipe import Recipe
 from dwlth.runs import stream
 
 CHECKPOINT_SECONDS = 60.0
-"""A training that is killed loses at most this much work, plus one epoch (our choice)."""
+"""A training that is killed loses at most this much work, and the step, validation or test under way (our choice)."""
 
 STOP = threading.Event()
-"""Set by a signal (`dwlth.running.machine.stopping`): a training ends after its epoch, as at the deadline."""
+"""Set by a signal (`dwlth.running.machine.stopping`): a training ends after its step, saved, as at the deadline."""
 
 
 @dataclass
@@ -99,17 +102,20 @@ def fit_members(
             repeats the result.
         masks: of each model: keeps its pruned weights at zero from before the first step to after the last.
         stacked: train them as one (`dwlth.fast.stack`), which rounds otherwise; needed for more than one model.
-        checkpoint: a file of the caller's, for this training alone. Where it exists, training goes on from it;
-            it is written every `CHECKPOINT_SECONDS` and at the deadline. The caller deletes it when all is safe.
-        deadline: a `time.time()` after which no epoch is begun that would end later.
+        checkpoint: a file of the caller's, for this training alone. Where it exists, training goes on from it, in the
+            middle of an epoch too; it is written every `CHECKPOINT_SECONDS` and at the deadline. The caller deletes it
+            when all is safe.
+        deadline: a `time.time()`, at which the step under way is the last.
         on_epoch: called with each new row of the first model's history; returns True to stop there, as at the
             deadline.
         progress: show a bar over the epochs.
 
     Raises:
         OutOfTime: at the deadline, or when `on_epoch` says so.
+        DwlthError: where the processes of a team cannot share the parts of a batch, or a stack has any.
     """
     model, mask = models[0], masks[0] if masks else None
+    check("recipe: parts", recipe.parts, not stacked or recipe.parts == 1, "1 to networks side by side")
     if stacked:
         model, mask, trains, vals, seeds = join(models, masks, trains, vals, seeds)
     keep_masked = mask.apply_(model.net) if mask else None
@@ -130,23 +136,33 @@ def fit_members(
     )
     if keep_masked:
         optimizer.register_step_post_hook(lambda *_: keep_masked())
-    fits = [Fit() for _ in seeds]
-    if checkpoint and checkpoint.exists():
+    fits, within = [Fit() for _ in seeds], {}
+    if checkpoint and team.current.says(checkpoint.exists()):
         state = read_checkpoint(checkpoint)
         model.net.load_state_dict(state["net"])
         optimizer.load_state_dict(state["optimizer"])
-        fits = [Fit(**member) for member in state["fits"]]
-
-    def save() -> None:
-        parts = {"net": model.net.state_dict(), "optimizer": optimizer.state_dict(), "fits": [*map(vars, fits)]}
-        write_state(checkpoint, parts)
-
+        fits, within = [Fit(**member) for member in state["fits"]], state.get("within", {})
     saved = time.time()
+
+    def pause(stop: bool = False, **within) -> None:
+        """After an epoch, or after a step, with how far `within` the epoch that is: save where it is time to; end at
+        the deadline."""
+        nonlocal saved
+        out_of_time = team.current.says(bool(stop) or STOP.is_set() or time.time() > deadline)
+        if checkpoint and (out_of_time or time.time() - saved > CHECKPOINT_SECONDS):
+            parts = {"net": model.net.state_dict(), "optimizer": optimizer.state_dict(), "fits": [*map(vars, fits)]}
+            parts["within"] = within and within | {"seconds": time.time() - began}
+            write_state(checkpoint, parts)
+            saved = time.time()
+        if out_of_time:
+            raise OutOfTime
+
     done = len(fits[0].history)
     bar = tqdm(range(done, recipe.epochs), "epochs", recipe.epochs, leave=False, disable=not progress, initial=done)
     for epoch in bar:
-        began = time.time()
-        rows = _train_epoch(model, recipe, trains, optimizer, epoch, seeds)
+        began = time.time() - within.get("seconds", 0.0)
+        rows = _train_epoch(model, recipe, trains, optimizer, epoch, seeds, within, pause)
+        within = {}
         if recipe.validates(epoch):
             for result, row, one, val, seed in zip(fits, rows, model.alone(), vals, seeds):
                 _validate(one, recipe, val, row, stream(seed, "validate", epoch))
@@ -164,16 +180,10 @@ def fit_members(
             result.history.append(row)
         first = rows[0]
         bar.set_postfix({key: f"{first[key]:.3f}" for key in ("loss", "val_sa", "val_ra") if first[key] is not None})
-        stop = (on_epoch(first) if on_epoch else False) or STOP.is_set()
+        stop = on_epoch(first) if on_epoch else False
         if epoch + 1 == recipe.epochs or all(result.error for result in fits):
             break
-        now = time.time()
-        out_of_time = stop or now + first["seconds"] > deadline
-        if checkpoint and (out_of_time or now - saved > CHECKPOINT_SECONDS):
-            save()
-            saved = now
-        if out_of_time:
-            raise OutOfTime
+        pause(stop)
     if stacked:
         for own, trained in zip(models, model.alone()):
             own.load_state_dict(trained.state_dict())
@@ -181,13 +191,14 @@ def fit_members(
 
 
 def read_checkpoint(path: Path) -> dict:
-    """The state of a training under way: `net`, `optimizer`, and `fits`, the fields of each member's `Fit`.
+    """The state of a training under way: `net`, `optimizer`, `fits`, the fields of each member's `Fit`, and
+    `within`, how far the epoch under way is (empty after an epoch; older checkpoints lack it).
 
     Raises:
         DwlthError: if the file is no such checkpoint, damaged, or another training's.
     """
     state = read_state(path)
-    if not isinstance(state, dict) or state.keys() != {"net", "optimizer", "fits"}:
+    if not isinstance(state, dict) or state.keys() - {"within"} != {"net", "optimizer", "fits"}:
         raise DwlthError(f"{path}: not the checkpoint of a training of this project")
     return state
 
@@ -199,36 +210,73 @@ def _train_epoch(
     optimizer: torch.optim.Optimizer,
     epoch: int,
     seeds: Sequence[int],
+    within: dict,
+    pause: Callable[..., None],
 ) -> list[dict]:
-    """One epoch; a row of the history for each member, not validated yet."""
+    """One epoch, or what is left of it `within` which an earlier call ended; a row of the history for each member, not
+    validated yet. `pause` is called after each step, with how far the epoch is."""
     device, members, images = trains[0].labels.device, model.members, len(trains[0])
     generators = [torch.Generator(device).manual_seed(stream(seed, "train", epoch)) for seed in seeds]
-    sums = torch.zeros(2, members, device=device)  # read once, at the end: a GPU is not kept waiting
+    at = within or {"step": 0, "draws": [None] * members, "sums": torch.zeros(2, members)}
+    sums = at["sums"].to(device)  # read once, at the end: a GPU is not kept waiting
     model.train()
     batches = math.ceil(images / recipe.batch_size)
-    for i, (x, y) in enumerate(_batches(recipe, trains, generators)):
+    for i, (x, y) in enumerate(_batches(recipe, trains, generators, at["step"], at["draws"]), at["step"]):
         for group in optimizer.param_groups:
             group["lr"] = recipe.lr_at(epoch, i / batches)
-        with precision_of(recipe.precision, device):  # once for a step, which so casts its weights once
-            x = recipe.attack(model, x, y, generators)
-            logits = model(x)
-        losses = F.cross_entropy(logits.float(), y, reduction="none").view(-1, members)
-        optimizer.zero_grad()
-        losses.mean(0).sum().backward()
-        optimizer.step()
-        right = (logits.argmax(1) == y).view(-1, members)
-        sums += torch.stack([losses.detach().sum(0), right.sum(0)])
+        count = min(recipe.batch_size, images - i * recipe.batch_size)
+        sums += _step(model, recipe, optimizer, _parts(recipe, x, y, count, generators), count)
+        pause(step=i + 1, draws=[each.get_state() for each in generators], sums=sums)
     head = {"epoch": epoch, "lr": recipe.lr_at(epoch)}
     tail = {"val_sa": None, "val_ra": None, "val_fgsm": None, "overfits": False}
     return [head | {"loss": loss, "accuracy": right} | tail for loss, right in (sums / images).T.tolist()]
 
 
+def _step(model: Classifier, recipe: Recipe, optimizer: torch.optim.SGD, parts: Sequence, count: int) -> Tensor:
+    """One step on a batch of `count` images a member, of which this process has `parts`. Returns what each member has
+    in the whole batch: the sum of its losses, and how many images are classified right ([2, members])."""
+    sums = torch.zeros(2, model.members, device=model.mean.device)
+    optimizer.zero_grad()
+    for first, x, y, starts in reversed(parts):  # the first part comes last, so its running statistics stay
+        with nullcontext() if first else frozen(model):
+            with precision_of(recipe.precision, x.device):  # once for a part, which so casts the weights once
+                x = recipe.attack(model, x, y, starts=starts)
+                logits = model(x)
+            losses = F.cross_entropy(logits.float(), y, reduction="none").view(-1, model.members)
+            (losses.sum() / count).backward()
+        right = (logits.argmax(1) == y).view(-1, model.members)
+        sums += torch.stack([losses.detach().sum(0), right.sum(0)])
+    team.exchange(model.net, sums)
+    optimizer.step()
+    return sums
+
+
+def _parts(
+    recipe: Recipe, x: Tensor, y: Tensor, count: int, generators: Sequence[torch.Generator]
+) -> list[tuple[bool, Tensor, Tensor, list[Tensor]]]:
+    """This process's parts of a batch of `count` images a member, of which `x` and `y` hold its own: whether a part is
+    the first of the batch, its images, their labels and the attack's random starts. The starts are drawn for the whole
+    batch, so that every number of processes trains on the same."""
+    parts, members = team.own(count, recipe.parts), len(generators)
+    starts = recipe.attack.starts(x if team.current.size == 1 else x.new_empty(count, *x.shape[1:]), generators)
+    starts = [start[parts[0].start * members : parts[-1].stop * members] for start in starts]
+    pieces = zip(*(tensor.split([len(part) * members for part in parts]) for tensor in (x, y, *starts)))
+    return [(part.start == 0, x, y, starts) for part, (x, y, *starts) in zip(parts, pieces) if len(y)]
+
+
 def _batches(
-    recipe: Recipe, trains: Sequence[Split], generators: Sequence[torch.Generator]
+    recipe: Recipe, trains: Sequence[Split], generators: Sequence[torch.Generator], first: int, states: Sequence
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches of all members: row n * members + m is image n of member m."""
+    """This process's rows of the batches of all members, from batch `first` on: row n * members + m is image n of
+    member m."""
+
+    def rows(count: int) -> slice:
+        parts = team.own(count, recipe.parts)
+        return slice(parts[0].start, parts[-1].stop)
+
     streams = [
-        train.batches(recipe.batch_size, generator, recipe.augment) for train, generator in zip(trains, generators)
+        train.batches(recipe.batch_size, generator, recipe.augment, first=first, state=state, rows=rows)
+        for train, generator, state in zip(trains, generators, states)
     ]
     if len(streams) == 1:
         yield from streams[0]

@@ -34,9 +34,9 @@ IDS = {
     },
     "paper": {
         "pretrain": "dc7ba84ca594",
-        "imp": "e126c60693b5",
-        "transfer": "6495fddaada8",
-        "autoattack": "e3b00cbd49b3",
+        "imp": "bba7fa0ea6a7",
+        "transfer": "f04d28e30953",
+        "autoattack": "ee51e501ae00",
     },
 }
 
@@ -71,7 +71,7 @@ def test_a_later_field_keeps_ids_at_its_neutral_value_alone():
     assert digest(plain({"recipe": OtherDefault()})) == digest(plain({"recipe": After(smoothing=0.2)})) != id_
 
 
-@pytest.mark.parametrize("field, value", [("nesterov", True), ("decay_norms", False), ("keep", "sound")])
+@pytest.mark.parametrize("field, value", [("nesterov", True), ("decay_norms", False), ("keep", "sound"), ("parts", 2)])
 def test_a_recipe_s_later_fields_change_ids(field, value):
     preset = presets.get("cifar")
     name = "fast_adversarial"  # FGSM, which may keep what is sound

@@ -53,24 +53,39 @@ class Split:
         return Split(self.images[indices], self.labels[indices])
 
     def batches(
-        self, size: int, generator: torch.Generator | None = None, augment: Augment | None = None
+        self,
+        size: int,
+        generator: torch.Generator | None = None,
+        augment: Augment | None = None,
+        *,
+        first: int = 0,
+        state: Tensor | None = None,
+        rows: Callable[[int], slice] = slice,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches of images (float [n, C, h, w] in [0, 1]) and labels, the last one as small as it comes out. With a
         generator (on the device of the data) in a random order and in `augment`'s views for training; without one in
-        order and in its views for testing."""
+        order and in its views for testing.
+
+        Args:
+            first, state: go on at this batch, with the state that the generator had there.
+            rows: from the number of images of a batch to those that are wanted.
+        """
         augment = augment or Augment()
         if not self.labels.is_cuda:
             _keep_memory()
         order = None
         if generator is not None:
             order = torch.randperm(len(self), generator=generator, device=self.labels.device)
-        for start in range(0, len(self), size):
-            part = slice(start, start + size)
+        if state is not None:
+            generator.set_state(state)
+        for start in range(first * size, len(self), size):
+            part = slice(start, min(start + size, len(self)))
+            own = rows(part.stop - start)
             if order is None:
-                yield augment(self.images[part], generator), self.labels[part].clone()  # the split is shared
+                yield augment(self.images[part], generator)[own], self.labels[part][own].clone()  # the split is shared
             else:  # index_select copies whole images, indexing pixel by pixel
                 pick = order[part]
-                yield augment(self.images.index_select(0, pick), generator), self.labels[pick]
+                yield augment(self.images.index_select(0, pick), generator)[own], self.labels[pick[own]]
 
 
 @cache
@@ -94,7 +109,11 @@ class Streamed:
 
     paths: np.ndarray  # of str; a list would be copied into every worker, bit by bit, as its counts are touched
     labels: Tensor
-    workers: int = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers: int = max(
+        1,
+        (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+        // int(os.environ.get("LOCAL_WORLD_SIZE", 1)),  # torchrun's processes on this machine
+    )
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -106,9 +125,17 @@ class Streamed:
         return replace(self, paths=self.paths[indices], labels=self.labels[indices])
 
     def batches(
-        self, size: int, generator: torch.Generator | None = None, augment: Augment | None = None
+        self,
+        size: int,
+        generator: torch.Generator | None = None,
+        augment: Augment | None = None,
+        *,
+        first: int = 0,
+        state: Tensor | None = None,
+        rows: Callable[[int], slice] = slice,
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """As `Split.batches`. One such iteration at a time: a new one ends the one before.
+        """As `Split.batches`; only the images that are wanted are decoded. One such iteration at a time: a new one ends
+        the one before.
 
         Raises:
             DwlthError: for an `augment` that leaves images their sizes, and for a file that is no sound image.
@@ -120,7 +147,11 @@ class Streamed:
             device = generator.device
             order = torch.randperm(len(self), generator=generator, device=device).cpu()
             seeds = torch.randint(2**63 - 1, (len(self),), generator=generator, device=device).tolist()
-        parts = [slice(start, start + size) for start in range(0, len(self), size)]
+        if state is not None:
+            generator.set_state(state)
+        whole = [range(start, min(start + size, len(self))) for start in range(first * size, len(self), size)]
+        parts = [batch[rows(len(batch))] for batch in whole]
+        parts = [slice(part.start, part.stop) for part in parts]
         self._loader.sampler[:] = [(augment, order[part].numpy(), seeds[part]) for part in parts]
         for images, part in zip(self._loader, parts):
             if isinstance(images, str):
@@ -151,7 +182,8 @@ class _Reader:
     def __getitem__(self, batch: tuple[Augment, np.ndarray, list]) -> Tensor | str:
         augment, indices, seeds = batch
         try:
-            return torch.stack([augment.view(read(path), seed) for path, seed in zip(self.paths[indices], seeds)])
+            views = [augment.view(read(path), seed) for path, seed in zip(self.paths[indices], seeds)]
+            return torch.stack(views) if views else torch.empty(0, 3, augment.size, augment.size, dtype=torch.uint8)
         except DwlthError as error:
             return str(error)
 

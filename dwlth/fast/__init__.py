@@ -1,1 +1,1 @@
-"""Nothing here changes what is computed: networks side by side, and batch norm folded away for evaluation."""
+"""Nothing here changes what is computed: networks side by side, batch norm folded away, a batch shared by processes."""

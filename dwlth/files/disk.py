@@ -18,6 +18,9 @@ from dwlth.runs import digest
 DAY = 86_400.0
 """Seconds after which a temporary file of another machine is taken for a dead process's (our choice)."""
 
+writing = True
+"""False in a process that helps another one, which writes all files (`dwlth.running.distributed`)."""
+
 
 def write(path: Path, writer: Callable[[Path], Any]) -> None:
     """Let `writer` write a file beside `path`, flush it to the disk, then rename it into place: a reader sees all of it
@@ -26,6 +29,8 @@ def write(path: Path, writer: Callable[[Path], Any]) -> None:
     Raises:
         OSError: if the disk is full, or the folder cannot be written to.
     """
+    if not writing:
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     owner = f"{_place()}-{os.getpid()}-{_born(os.getpid())}-{threading.get_ident()}"
     beside = path.with_name(f".{path.name}.{owner}.tmp")

@@ -167,7 +167,8 @@ class Preset:
     def stacks(self, run: Run) -> bool:
         """Whether a run trains in a stack of networks, whose bits are others than those of a network on its own."""
         recipe = self.recipe(run)
-        return self.together > 1 and isinstance(recipe, Recipe) and not (run.stage == "imp" and run.round == 0)
+        whole = isinstance(recipe, Recipe) and recipe.parts == 1  # a batch in parts has no members
+        return self.together > 1 and whole and not (run.stage == "imp" and run.round == 0)
 
     def config(self, run: Run) -> dict[str, Any]:
         """All that determines the result of a run, as plain JSON values."""

@@ -20,11 +20,12 @@ from dwlth.connectivity import connect
 from dwlth.data import fetch
 from dwlth.errors import DwlthError, NotYet
 from dwlth.evaluation import available_precision
+from dwlth.fast import team
 from dwlth.outside.autoattack import under_autoattack
 from dwlth.presets import PRESETS, Preset
 from dwlth.recipe import Given
 from dwlth.results import Folder
-from dwlth.running import cluster
+from dwlth.running import cluster, distributed
 from dwlth.running import progress as bars
 from dwlth.running.cost import estimate, passes
 from dwlth.running.machine import processes, threads, torch_threads
@@ -157,9 +158,12 @@ def run_all(
     a Dask `scheduler` (`dwlth.running.cluster`); returns their statuses.
 
     Raises:
-        DwlthError: before anything is trained, for a results folder that cannot be written, or a dataset that is not
-            there.
+        DwlthError: before anything is trained, for a results folder that cannot be written, a dataset that is not
+            there, or a batch that the processes of torchrun cannot share.
     """
+    if scheduler and team.current.size > 1:
+        raise DwlthError(f"--scheduler {scheduler}: not under torchrun, whose processes work on one run at a time")
+    distributed.check(folder.preset, runs)
     if runs:
         _check_writable(folder.path)
     folder.write_preset()
@@ -233,7 +237,7 @@ def execute(
     if on_epoch:
         training["on_epoch"] = lambda row: on_epoch(first, row)
     try:
-        found = DO[first.stage](folder, unit, **training)
+        found = distributed.together(DO[first.stage], folder, unit, **training)
     except OutOfTime:
         return ["stopped"] * len(unit)
     except DwlthError as error:  # bad input of this unit: the others go on
@@ -255,11 +259,11 @@ def execute(
 def _earlier_seconds(checkpoint: Path) -> float:
     """Time that earlier, interrupted calls spent on a training; a checkpoint that cannot be read is set aside."""
     try:
-        return (
-            sum(row["seconds"] for row in read_checkpoint(checkpoint)["fits"][0]["history"])
-            if checkpoint.exists()
-            else 0.0
-        )
+        if not checkpoint.exists():
+            return 0.0
+        state = read_checkpoint(checkpoint)
+        within = state.get("within", {}).get("seconds", 0.0)
+        return within + sum(row["seconds"] for row in state["fits"][0]["history"])
     except DwlthError as error:
         files.set_aside(checkpoint, error)
         return 0.0

@@ -19,6 +19,7 @@ import torch
 from tqdm import tqdm
 
 from dwlth.errors import DwlthError
+from dwlth.fast import team
 from dwlth.models import SMALL
 from dwlth.training import STOP
 
@@ -32,9 +33,11 @@ def this_machine(device: str | None = None, workers: int | None = None) -> tuple
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if workers is None:
-        workers = 1 if device.startswith("cuda") else _cores()
+        workers = 1 if device.startswith("cuda") or team.current.size > 1 else _cores()
     if workers < 1:
         raise DwlthError(f"workers is {workers}: give 1 or more")
+    if workers > 1 and team.current.size > 1:
+        raise DwlthError(f"workers is {workers}: give 1 under torchrun, whose processes work on one run at a time")
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
@@ -102,7 +105,7 @@ def _children(executor: ProcessPoolExecutor) -> list:
 @contextmanager
 def stopping() -> Iterator[list[str]]:
     """Meanwhile the first SIGINT (Ctrl-C), SIGTERM or SIGUSR1 (SLURM's warning, as `--signal=USR1@120` sends it) lets
-    each training of this process and its workers end after its epoch, saved, and no further one begin; a second SIGINT
+    each training of this process and its workers end after its step, saved, and no further one begin; a second SIGINT
     or SIGTERM ends at once, by KeyboardInterrupt. Yields the names of the signals that came. Where a system lacks a
     signal, that one does nothing; workers on Windows end at once, and go on from their last checkpoint."""
     came: list[str] = []
@@ -120,7 +123,7 @@ def stopping() -> Iterator[list[str]]:
         os.write(2, f"\n{came[-1]}: what is under way is finished and saved; once more ends at once\n".encode())
         for executor in _pools:
             for child in _children(executor):
-                child.terminate()  # in a worker as here: after its epoch
+                child.terminate()  # in a worker as here: after its step
 
     if threading.current_thread() is not threading.main_thread():  # Python lets no other one handle signals
         yield came
