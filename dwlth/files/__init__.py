@@ -98,7 +98,7 @@ def read_tensors(path: Path, kind: str = "", id_: str = "") -> tuple[dict[str, T
         raise DwlthError(f"{path}: not a {what} as it was written: its checksum (sha256) is another")
     if kind and about.get("kind") != kind:
         raise DwlthError(f"{path}: a {about.get('kind')}, where a {kind} should be")
-    if id_ and about.get("id") != id_:
+    if id_ and about.get("id", id_) != id_:
         raise DwlthError(f"{path}: not the {what} of the run {id_}, but of {about.get('id')}")
     return tensors, about
 

@@ -265,12 +265,17 @@ def _state_dict(path: Path, content: Any) -> tuple[str, State]:
     return "", _tensors(path, content, "the file")
 
 
+CLAIMED = 2**30
+"""Bytes that a tensor of repeated numbers may claim; a larger one could fill the memory (our choice)."""
+
+
 def _tensors(path: Path, values: Mapping[str, Any], where: str) -> State:
     for name, value in values.items():
         if not isinstance(value, Tensor):
             kind = type(value).__name__
             raise DwlthError(f"{path}: unknown content: {name!r} in {where} is a {kind}, where a tensor should be")
-        if value.layout != torch.strided or value.numel() * value.element_size() > value.untyped_storage().nbytes():
+        claimed = value.numel() * value.element_size()
+        if value.layout != torch.strided or claimed > max(CLAIMED, value.untyped_storage().nbytes()):
             raise DwlthError(f"{path}: {name!r} in {where} claims {value.numel():,} numbers, more than the file holds")
     return {name: tensor.detach() for name, tensor in values.items()}
 
