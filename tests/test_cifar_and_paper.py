@@ -64,7 +64,7 @@ def paper(images, tmp_path_factory):
     net = resnet18(num_classes=2)
     torch.save({"state_dict": {f"module.{name}": t for name, t in net.state_dict().items()}}, root / "given.pth.tar")
     cut = ["network=resnet18", "imp.augment.size=32", "imp.augment.resize=36", "subset=balanced"]
-    cut += ["transfer.augment.size=32", "transfer.augment.resize=36"]
+    cut += ["imp.parts=2", "transfer.augment.size=32", "transfer.augment.resize=36"]
     cut += [f"pretrain.{source}.where={root / 'given.pth.tar'}" for source in presets.SOURCES]
     args = ["paper", *settings(*cut), "--results", str(root), "--data", str(images)]
     assert main(["run", *args, *CPU, "--source", "fast_adversarial"]) == 0

@@ -492,8 +492,9 @@ def test_sigterm_says_what_sigint_says(road, tmp_path, ignored):
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=120)
     assert process.returncode == 143
-    assert re.search(r"^dwlth: \d+ runs done, \d+ left$", said, re.M)
-    assert said.endswith("dwlth: interrupted; the same command goes on from here\n")
+    assert re.search(
+        r"^dwlth: stopped by SIGTERM: \d+ of \d+ runs are left; the same command goes on from here$", said, re.M
+    )
     assert "leaked" not in said and "Traceback" not in said and "\r" not in said
     assert len(read_table(folder(tmp_path, tiny).table)) >= 1
 

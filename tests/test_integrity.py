@@ -248,7 +248,7 @@ def test_a_folder_that_cannot_be_written_to(done, tmp_path, tiny_args, capsys):
         args = ["--results", str(place), "--workers", "1", "--device", "cpu", *tiny_args]
         assert main(["run", "digits", *args]) == 2
         said = capsys.readouterr().err
-        assert "Read-only file system" in said and str(place) in said and "Traceback" not in said
+        assert "cannot be written (read-only file system)" in said and str(place) in said and "Traceback" not in said
     finally:
         subprocess.run(["umount", str(place)], capture_output=True)
 

@@ -134,11 +134,11 @@ def send_in_the_first_epoch(monkeypatch, *numbers):
     """Signals in the middle of the first epoch of IMP."""
     train, left = training._train_epoch, list(numbers)
 
-    def epoch(model, recipe, trains, optimizer, epoch, seeds):
+    def epoch(model, recipe, trains, optimizer, epoch, seeds, *rest):
         if left and seeds[0] != grid_seed("pretrain"):
             number = left.pop(0)
             os.kill(os.getpid(), number)
-        return train(model, recipe, trains, optimizer, epoch, seeds)
+        return train(model, recipe, trains, optimizer, epoch, seeds, *rest)
 
     monkeypatch.setattr(training, "_train_epoch", epoch)
 
@@ -150,7 +150,7 @@ def grid_seed(stage):
 
 
 @pytest.mark.parametrize("name, code", [("SIGINT", 130), ("SIGTERM", 143), ("SIGUSR1", 3)])
-def test_a_signal_finishes_the_epoch_saves_and_says_what_is_left(name, code, tmp_path, monkeypatch, capfd):
+def test_a_signal_finishes_the_step_saves_and_says_what_is_left(name, code, tmp_path, monkeypatch, capfd):
     if not hasattr(signal, name):
         pytest.skip(f"no {name} here")
     monkeypatch.setattr(dwlth.__main__, "_draw", lambda folder: [])
@@ -162,7 +162,8 @@ def test_a_signal_finishes_the_epoch_saves_and_says_what_is_left(name, code, tmp
     assert f"{name}: what is under way is finished and saved" in said
     assert f"dwlth: stopped by {name}: 1 of 3 runs are left; the same command goes on from here" in said
     (checkpoint,) = folder(tmp_path).path.glob("checkpoints/*.pt")
-    assert len(training.read_checkpoint(checkpoint)["fits"][0]["history"]) == 1
+    state = training.read_checkpoint(checkpoint)
+    assert state["fits"][0]["history"] == [] and state["within"]["step"] == 1
     assert signal.getsignal(getattr(signal, name)) == before and not training.STOP.is_set()
     assert main(args) == 0 and not checkpoint.exists()
     run = Run("imp", "standard", 0, 1)

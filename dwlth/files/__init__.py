@@ -3,6 +3,7 @@ without one, of an earlier version, is read all the same."""
 
 import hashlib
 import json
+import re
 import zipfile
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -58,8 +59,9 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], **about: Any) -> None:
     """A safetensors file with JSON values in its header; `kind` (source, ticket or network) is one of them."""
-    tensors, text = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, json.dumps(about)
-    header = {"dwlth": text, "sha256": _sha256(text, tensors)}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    seal = {"sha256": _sha256(json.dumps(about), tensors)}
+    header = {"dwlth": json.dumps(about | seal)}  # one entry: safetensors writes several in any order
     write(path, lambda beside: save_file(tensors, beside, header))
 
 
@@ -94,7 +96,9 @@ def read_tensors(path: Path, kind: str = "", id_: str = "") -> tuple[dict[str, T
         raise DwlthError(f"{path}: a safetensors file, but not a {what} of this project") from None
     except (SafetensorError, ValueError) as error:  # an OSError says nothing about the file
         raise DwlthError(f"{path}: not a {what} (truncated or foreign): {error}") from None
-    if header.keys() != {"dwlth"} and header.get("sha256") != _sha256(header["dwlth"], tensors):
+    sealed = any(isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) for value in about.values())
+    own = about.pop("sha256", "")
+    if (sealed or own) and own != _sha256(json.dumps(about), tensors):
         raise DwlthError(f"{path}: not a {what} as it was written: its checksum (sha256) is another")
     if kind and about.get("kind") != kind:
         raise DwlthError(f"{path}: a {about.get('kind')}, where a {kind} should be")

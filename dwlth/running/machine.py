@@ -128,7 +128,8 @@ def stopping() -> Iterator[list[str]]:
     if threading.current_thread() is not threading.main_thread():  # Python lets no other one handle signals
         yield came
         return
-    before = {number: signal.signal(number, stop) for number in _signals("SIGINT", "SIGTERM", "SIGUSR1")}
+    heard = [n for n in _signals("SIGINT", "SIGTERM", "SIGUSR1") if signal.getsignal(n) != signal.SIG_IGN]  # see nohup
+    before = {number: signal.signal(number, stop) for number in heard}
     try:
         yield came
     finally:

@@ -141,7 +141,7 @@ def draw_connectivity(table: pd.DataFrame, downstream: str, fraction: float | No
     fraction = runs["fraction"].max() if fraction is None else fraction
     runs = runs[(runs["fraction"] == fraction) & (runs["status"] == "ok")]
     if runs.empty:
-        raise NotYet("no way between two trainings in the table: `python -m dwlth connect` makes it")
+        raise NotYet("no way between two trainings in the table: `python -m dwlth connect PRESET` makes it")
     looks, regimes = style.of_sources(runs["source"]), sorted(runs["regime"].unique(), reverse=True)
     titles = ["SA (points lost)", "RA (points lost)", "Loss", "Adversarial loss"]
     runs = runs.assign(barrier_sa=100 * runs["barrier_sa"], barrier_ra=100 * runs["barrier_ra"])

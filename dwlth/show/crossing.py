@@ -32,7 +32,7 @@ def crossed(table: pd.DataFrame, downstream: str, fraction: float | None = None,
     runs = table[(table["stage"] == "transfer") & (table["downstream"] == downstream) & (table["round"] > 0)]
     runs = _at(_percents(runs), [name.startswith(f"{kind}@") for name in runs["method"]], fraction)
     if runs.empty:
-        raise NotYet(f"no crossing in the table: `python -m dwlth run` with `--set methods={kind}` makes it")
+        raise NotYet(f"no crossing in the table: `python -m dwlth run PRESET` with `--set methods={kind}` makes it")
     own, far = runs["method"] == "imp", runs["method"].str.startswith(f"{kind}@")
     runs = runs.assign(weights=runs["source"], mask=runs["source"].where(own, runs["method"].map(other)))
     runs = runs[(own & runs["round"].isin(runs["round"][far]) & runs["source"].isin(runs["source"][far])) | far]
@@ -70,7 +70,7 @@ def variance(
     rows = []
     for round_, criterion, cells in _cells(found):
         if len(cells) < 2:
-            raise NotYet("one seed has no spread: `python -m dwlth run --seeds 10` makes more")
+            raise NotYet("one seed has no spread: `python -m dwlth run PRESET --seeds 10` makes more")
         chosen = np.random.default_rng(0).integers(len(cells), size=(draws, len(cells)))
         seen, drawn = shares(cells[None])[0], shares(cells[chosen])
         low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
@@ -123,7 +123,9 @@ def against_imp(table: pd.DataFrame, downstream: str, fraction: float | None = N
             over = wide.sub(wide.pop("imp"), axis=0).stack().dropna().rename_axis([*index, "method"])
             parts.append(over.rename("points").reset_index().assign(criterion=criterion))
     if not parts or pd.concat(parts).empty:
-        raise NotYet("no pruning but IMP in the table: `python -m dwlth run` with `--set methods=shuffled` makes it")
+        raise NotYet(
+            "no pruning but IMP in the table: `python -m dwlth run PRESET` with `--set methods=shuffled` makes it"
+        )
     return pd.concat(parts, ignore_index=True)
 
 

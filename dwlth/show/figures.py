@@ -131,7 +131,7 @@ def criteria(
     """
     runs = transfers(table, downstream, fraction)
     if runs.empty:
-        raise NotYet(f"no transfers to {downstream} with {percent(fraction)} of its data: `python -m dwlth run`")
+        raise NotYet(f"no transfers to {downstream} with {percent(fraction)} of its data: `python -m dwlth run PRESET`")
     looks = style.of_sources(runs["source"])
     in_front = sorted(looks, key=lambda name: name == source)
     looks = {name: looks[name] if name == source else looks[name].faint() for name in in_front}

@@ -518,7 +518,7 @@ def _known(folder: Folder, run: Run) -> tuple[str, list[dict], float]:
 
 def _history(folder: Folder, run: Run) -> list[dict]:
     """The epochs that an earlier, stopped training of a run has done."""
-    with contextlib.suppress(DwlthError):
+    with contextlib.suppress(DwlthError, FileNotFoundError):
         return read_checkpoint(folder.checkpoint(run))["fits"][0]["history"]
     return []
 
