@@ -149,10 +149,11 @@ def plan(args) -> int:
 
 def run(args) -> int:
     ends = _do(args, *_select(args))
-    if ends in STOPPED.values():
-        return ends
     folder = _folder(args)
     with contextlib.suppress(NotYet):
+        folder.collect()  # what is done is in the table, also where a signal ended it
+        if ends in STOPPED.values():
+            return ends
         _draw(folder)
         print(report.screen(folder.collect(), folder.preset, folder.figures, _verdict_command(args)))
         if line := machine.activation():

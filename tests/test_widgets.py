@@ -475,7 +475,7 @@ def test_what_the_panel_trains_appears_in_the_explorer(folder):
     box = panel(folder, round=0, regime="standard")
     find(box, "start").click()
     wait(box)
-    assert "Just trained: transfer standard, seed 0, 0.00% sparse, standard: SA" in text(explored)
+    assert "Just trained: transfer standard, seed 0, sparsity 0.00%, standard: SA" in text(explored)
     assert find(explored, "fraction").value == 0.1 and find(explored, "figure") is not None
     assert "0.00%" in text(explored, "table") and "No ticket" in text(other)
     find(box, "seed").value = 1
