@@ -26,7 +26,7 @@ LOOK = "() => getComputedStyle(document.body).backgroundColor"
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     """What the recipe of `make site` writes, into another folder."""
-    recipe = re.search(r"^site:.*\n(?:\t.*\n)*\t\$\(BIN\)/python (.*)", (ROOT / "Makefile").read_text(), re.M)[1]
+    recipe = re.search(r'^site:.*\n(?:\t.*\n)*\t"\$\(BIN\)/python" (.*)', (ROOT / "Makefile").read_text(), re.M)[1]
     assert recipe.startswith("-m sphinx ") and " -W " in recipe
     place = tmp_path_factory.mktemp("place")
     arguments = [str(place / word) if word.startswith("site/") else word for word in recipe.split()]
