@@ -214,7 +214,7 @@ def test_a_crossing_refuses_other_weights_and_other_architectures(done, tmp_path
     ):
         tickets.find(here, run, wide)
     here.source(Run("pretrain", "standard", 0)).write_bytes(folder.source(run).read_bytes())
-    with pytest.raises(DwlthError, match="a ticket of the weights|not the source of the run"):
+    with pytest.raises(DwlthError, match="not the source of the run"):
         tickets.find(here, run, own)
 
 

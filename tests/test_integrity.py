@@ -186,6 +186,8 @@ def test_verify_changes_nothing_and_says_what_is_wrong(copy, capsys):
     args = [copy.preset.name.partition("-")[0], "--results", str(copy.root)]
     text, whole = verify(copy)
     assert whole and "all there, and nothing wrong" in text
+    counts = pd.read_csv(io.StringIO("\n".join(text.splitlines()[:8])), sep=r"\s{2,}", engine="python")
+    assert counts["whole"].sum() > 20 and not counts["without checksum"].any(), text
     run = copy.preset.grid()[-1]
     copy.record(run).unlink()
     lines = copy.table.read_text().splitlines(keepends=True)

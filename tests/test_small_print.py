@@ -188,6 +188,17 @@ def test_results_of_the_readme_are_those_of_the_tables():
         board = scoreboard(table, presets.get(name).margins)
         rows = [f"| {row.claim} | **{row.answer}** | {row.effect} |" for row in board.itertuples()]
         assert block.splitlines()[2:] == rows, name
+    small = read_table(ROOT / "results" / "cifar-small" / "table.csv").query(
+        "regime == 'adversarial' and fraction == 0.1"
+    )
+    means = 100 * small.groupby(["source", "round"])[["sa", "ra"]].mean().unstack("round")
+    lost = {source: (means["sa"][0] - means["sa"][6])[source] for source in ("standard", "adversarial")}
+    gained = (means["ra"][6] - means["ra"][0])["adversarial"]
+    said = re.search(
+        r"adversarial ticket has ([\d.]+) points more RA and ([\d.]+) points less SA", " ".join(README.split())
+    )
+    assert [float(number) for number in said.groups()] == pytest.approx([gained, lost["adversarial"]], abs=0.0501)
+    assert f"The standard one loses {lost['standard']:.1f} points of SA." in README
     table, section = read_table(ROOT / "results" / "digits" / "table.csv"), " ".join(README.split())
     preset, imp = presets.get("digits"), table[table["method"] == "imp"]
     found = verdict.verdict(table, preset.margins).set_index(["fraction", "source"])["sparsity"]

@@ -16,7 +16,7 @@ from dwlth.training import read_checkpoint
 
 COLUMNS = ("whole", "without checksum", "damaged", "of other settings", "missing")
 """What is counted of each kind. Files without a checksum are of an earlier version: read, but not known to be whole."""
-MARKS = {".json": b'"checksum": "', ".safetensors": b'"sha256":"', ".pt": b"\nsha256 "}
+MARKS = {".json": b'"checksum": "', ".safetensors": rb"\"sha256\": \"", ".pt": b"\nsha256 "}
 SHOWN = 20
 """So many faults are listed."""
 
