@@ -130,6 +130,14 @@ def test_a_hundred_kills(tmp_path, workers, kills):
     assert in_a_fresh_process(tmp_path, kills, workers).startswith(f"{kills} kills")
 
 
+@pytest.fixture(autouse=True)
+def heard():
+    """SIGINT has its usual handler, also where the tests were started in the background, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def send_in_the_first_epoch(monkeypatch, *numbers):
     """Signals in the middle of the first epoch of IMP."""
     train, left = training._train_epoch, list(numbers)
