@@ -75,7 +75,8 @@ def test_the_seed_draws_the_start(model, batch):
 def test_the_start_is_drawn_as_it_says(model, batch, attack):
     """With steps of length 0 the start is all there is."""
     x = torch.full_like(batch[0], 0.5).repeat(100, 1, 1, 1)  # nothing is clipped
-    start = replace(attack, eps=0.4, step_size=0.0, steps=1)(model, x, batch[1].repeat(100)) - x
+    draws = torch.Generator(x.device).manual_seed(0)
+    start = replace(attack, eps=0.4, step_size=0.0, steps=1)(model, x, batch[1].repeat(100), draws) - x
     if attack.norm == "l2":
         start = start.flatten(1).norm(dim=1)  # the distance of each image: uniform in [0, eps]
     assert start.abs().max() <= 0.4 + 1e-6

@@ -147,8 +147,8 @@ def test_an_experiment_chooses_the_threads_of_its_process(monkeypatch):
 
 @pytest.mark.parametrize("regime", ["standard", "adversarial"])
 def test_the_estimate_of_a_run_is_near_its_cost(tiny, tmp_path, monkeypatch, regime):
-    """In time of this process, which a busy machine does not change; only what an estimate can know is compared: the
-    training and the tests."""
+    """In time of this process, which a busy machine changes little, and the median of three; only what an estimate can
+    know is compared: the training and the tests."""
     monkeypatch.setattr(cost, "time", SimpleNamespace(time=time.process_time))
     monkeypatch.setattr("dwlth.training.time", SimpleNamespace(time=time.process_time))
     monkeypatch.setattr(cost, "SECONDS", 2.0)
@@ -160,10 +160,12 @@ def test_the_estimate_of_a_run_is_near_its_cost(tiny, tmp_path, monkeypatch, reg
     ]
     task = data.load("digits5-9")
     nets = [models.build(preset.network, task.classes, task.mean, task.std, seed=0) for _ in range(10)]
+    ratios = []
     with machine.torch_threads(1):
         alike = [replace(run, seed=seed) for seed in range(10)]
-        estimate = cost.estimate(Folder(preset, tmp_path), alike, 1)[run]
-        began = time.process_time()
-        fit_members(nets, steps, [task.train] * 10, [task.val] * 10, seeds=[0] * 10, stacked=True)
-        took = (time.process_time() - began) / 10
-    assert took / 1.5 < estimate < 1.5 * took and recipe.epochs > 2
+        for _ in range(3):
+            estimate = cost.estimate(Folder(preset, tmp_path), alike, 1)[run]
+            began = time.process_time()
+            fit_members(nets, steps, [task.train] * 10, [task.val] * 10, seeds=[0] * 10, stacked=True)
+            ratios.append(10 * estimate / (time.process_time() - began))
+    assert 1 / 1.5 < sorted(ratios)[1] < 1.5 and recipe.epochs > 2

@@ -52,8 +52,8 @@ itself); a picture is pale until it is drawn anew; a page whose kernel lives doe
 
 
 class Box(ipw.VBox):
-    """Widgets, one below the other. A page without a kernel shows their first picture as it was, or else a word on what
-    is missing. In a notebook `ASLEEP` stands above them while no kernel answers."""
+    """Widgets, one below the other. A page without a kernel shows their tables and their first picture as they were, or
+    else a word on what is missing. In a notebook `ASLEEP` stands above them while no kernel answers."""
 
     def __init__(self, parts: Iterable[ipw.Widget] = ()):
         super().__init__()
@@ -68,15 +68,22 @@ class Box(ipw.VBox):
         return "(widgets: asleep until the notebook runs; Run, Run All Cells wakes them)"
 
     def _ipython_display_(self, **_) -> None:
-        display(HTML(ASLEEP))  # of its own, since the page keeps it where it cannot show a widget
+        tables = "".join(part.value for part in self._parts() if isinstance(part, ipw.HTML) and "<table" in part.value)
+        # of its own, since the page keeps it where it cannot show a widget
+        display(HTML(ASLEEP + (tables and f'<div class="dwlth-asleep">{tables}</div>')))
         display(self._repr_mimebundle_(), raw=True)
 
     def _repr_mimebundle_(self, **options) -> dict[str, Any]:
-        bundle, parts = super()._repr_mimebundle_(**options), [self]
+        bundle = super()._repr_mimebundle_(**options)
+        picture = next((part.value for part in self._parts() if isinstance(part, ipw.Image)), None)
+        return bundle | ({"image/png": base64.b64encode(picture).decode()} if picture else {})
+
+    def _parts(self) -> list[ipw.Widget]:
+        """All widgets in it."""
+        parts: list[ipw.Widget] = [self]
         for part in parts:
             parts += getattr(part, "children", ())
-        picture = next((part.value for part in parts if isinstance(part, ipw.Image)), None)
-        return bundle | ({"image/png": base64.b64encode(picture).decode()} if picture else {})
+        return parts
 
 
 def choose(
