@@ -13,6 +13,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from test_playground import NINE, after, answers, draw
 
 from dwlth.experiment import Experiment
 from dwlth.results import read_record
@@ -74,6 +75,7 @@ def experiment(place):
     """The quickstart's results, of a `digits` that trains in a moment."""
     experiment = Experiment("digits", place / "quickstart", device="cpu", settings=TINY)
     assert experiment.have(experiment.runs(), files=True, minutes=60)  # by an estimate that a busy machine makes high
+    (place / "quickstart" / "digits").symlink_to(experiment.folder.path)  # whose name has a hash of the settings
     return experiment
 
 
@@ -240,6 +242,13 @@ def test_07_explores_and_trains(page, lab, experiment, picture):
     assert shown.slide("ra_margin", "ArrowLeft") == begin
     assert "Double-win tickets exist" in page.locator(".dwlth-scoreboard").inner_text()
 
+    first = answers(page)
+    after(page, page.locator(".pg-clear").click)
+    assert after(page, lambda: draw(page, NINE)) != first
+    drawn = answers(page)
+    assert after(page, lambda: page.locator(".pg-round").press("Home")) != drawn
+    picture("07-playground", ".pg")
+
     folder = experiment.folder
     panel = page.locator(".dwlth-training")
     page.set_viewport_size({"width": 1280, "height": 720})
@@ -271,6 +280,10 @@ def test_07_explores_and_trains(page, lab, experiment, picture):
     else:
         assert "Start does what is left" in status()
         assert experiment.preset.run_id(run) not in set(experiment.table()["id"])
+    if not folder.record(run).exists():
+        panel.locator(".dwlth-start").click()
+        page.get_by_text(f"Just trained: transfer adversarial, seed {seed}").wait_for()
+        picture("07-training-resumed", ".dwlth-training")
     records = [read_record(path) for path in (folder.path / "runs").glob("*.json")]  # each complete
     assert all(record["status"] == "ok" for record in records)
 

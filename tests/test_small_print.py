@@ -199,6 +199,8 @@ def test_results_of_the_readme_are_those_of_the_tables():
     )
     assert [float(number) for number in said.groups()] == pytest.approx([gained, lost["adversarial"]], abs=0.0501)
     assert f"The standard one loses {lost['standard']:.1f} points of SA." in README
+    early = (means["sa"][0] - means["sa"][3])["standard"]
+    assert f"that ticket loses {early:.1f} points of SA after adversarial transfer" in " ".join(README.split())
     table, section = read_table(ROOT / "results" / "digits" / "table.csv"), " ".join(README.split())
     preset, imp = presets.get("digits"), table[table["method"] == "imp"]
     found = verdict.verdict(table, preset.margins).set_index(["fraction", "source"])["sparsity"]

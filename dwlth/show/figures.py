@@ -357,7 +357,7 @@ def _curves(
     for source, level in dense.items():
         panel.axhline(level, color=looks[source].colour, linestyle="--", linewidth=0.8)
         if margins is not None and criterion and source in marked:
-            panel.axhspan(level - margins[metric], level, color=looks[source].colour, alpha=0.12, linewidth=0)
+            panel.axhspan(max(level - margins[metric], 0), level, color=looks[source].colour, alpha=0.12, linewidth=0)
     bottom, top = panel.get_ylim()
     for source in marked:
         of, look = found[found["source"] == source], looks[source]
