@@ -247,7 +247,7 @@ def test_07_explores_and_trains(page, lab, experiment, picture):
     assert after(page, lambda: draw(page, NINE)) != first
     drawn = answers(page)
     assert after(page, lambda: page.locator(".pg-round").press("Home")) != drawn
-    picture("07-playground", ".pg")
+    picture("07-playground", ".dwlth-playground")
 
     folder = experiment.folder
     panel = page.locator(".dwlth-training")

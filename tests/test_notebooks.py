@@ -360,7 +360,7 @@ def test_the_first_notebook_shows_the_idea_and_every_notebook():
     assert "](../docs/idea.png)" in cells[0].source and "(07_explorer.ipynb)" in cells[0].source
     width, height = idea.idea().get_size_inches()  # `python -m dwlth.show.idea docs/idea.png`
     assert Image.open(picture).size == (150 * width, 150 * height)
-    rows = re.findall(r"(?m)^\| \[\d\d\]\((.*?)\).*\| (\d+) s \|$", cells[1].source)
+    rows = re.findall(r"(?m)^\| \[\d\d\]\((.*?)\) [\w -]+ \|.*\| (\d+) s \|$", cells[1].source)
     assert [name for name, _ in rows] == [path.name for path in NOTEBOOKS] and all(int(s) for _, s in rows)
     assert len(re.findall(r"(?m)^\| \*\*\w+\*\* \|", cells[1].source)) == 10  # the words
 
