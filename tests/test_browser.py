@@ -152,7 +152,7 @@ def run_all(page, lab, name):
     page.goto(f"{lab}/lab/tree/my-notebooks/{name}?reset")
     page.wait_for_function("() => window.jupyterapp && window.jupyterapp.shell.currentWidget?.content?.model")
     assert page.evaluate(RUN_ALL) == []
-    assert time.monotonic() - began < STEP
+    assert time.monotonic() - began < STEP * max(1, os.getloadavg()[0] / os.cpu_count() / 2)  # busy: two for a core
 
 
 class Shown:
@@ -247,7 +247,7 @@ def test_07_explores_and_trains(page, lab, experiment, picture):
     assert after(page, lambda: draw(page, NINE)) != first
     drawn = answers(page)
     assert after(page, lambda: page.locator(".pg-round").press("Home")) != drawn
-    picture("07-playground", ".dwlth-playground")
+    picture("07-playground", ".dwlth-playground[data-milliseconds]")
 
     folder = experiment.folder
     panel = page.locator(".dwlth-training")
@@ -268,22 +268,20 @@ def test_07_explores_and_trains(page, lab, experiment, picture):
     panel.get_by_text(re.compile(r"\(run \d of \d\), epoch 2 of \d")).wait_for()
     picture("07-training", ".dwlth-training")
     assert panel.locator(".dwlth-start").is_disabled()
-    width = panel.locator(".dwlth-progress .progress-bar").evaluate("bar => bar.getBoundingClientRect().width")
-    assert width > 0
-    assert shown.slide("round", "ArrowRight") != begin  # the kernel answers meanwhile
     panel.locator(".dwlth-stop").click()
     page.wait_for_function("() => !document.querySelector('.dwlth-start').disabled")
-    picture("07-training-stopped", ".dwlth-training")
-    if folder.record(run).exists():  # the machine was faster than the click
-        assert "done, SA" in status()
-        assert f"Just trained: transfer adversarial, seed {seed}" in page.locator(".dwlth-news").inner_text()
-    else:
+    if not folder.record(run).exists():  # the machine was not faster than the click
         assert "Start does what is left" in status()
         assert experiment.preset.run_id(run) not in set(experiment.table()["id"])
-    if not folder.record(run).exists():
+        picture("07-training-stopped", ".dwlth-training")
         panel.locator(".dwlth-start").click()
-        page.get_by_text(f"Just trained: transfer adversarial, seed {seed}").wait_for()
-        picture("07-training-resumed", ".dwlth-training")
+        panel.get_by_text(re.compile(r"\(run \d of \d\), epoch \d of \d")).wait_for()
+        width = panel.locator(".dwlth-progress .progress-bar").evaluate("bar => bar.getBoundingClientRect().width")
+        assert width > 0
+    assert shown.slide("round", "ArrowRight") != begin  # the kernel answers meanwhile
+    page.get_by_text(f"Just trained: transfer adversarial, seed {seed}").wait_for()
+    assert "done, SA" in status()
+    picture("07-training-done", ".dwlth-training")
     records = [read_record(path) for path in (folder.path / "runs").glob("*.json")]  # each complete
     assert all(record["status"] == "ok" for record in records)
 
@@ -303,5 +301,6 @@ def test_07_is_a_page_of_voila(page, place, picture):
         assert shown.pick("source", "standard") != first
         assert shown.pick("source", "adversarial") == first
         page.locator(".dwlth-training .dwlth-start").wait_for()
+        page.locator(".pg-board").wait_for()
         assert page.get_by_text("from dwlth import Experiment").count() == 0  # no code
         picture("voila")
