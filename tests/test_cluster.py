@@ -6,6 +6,8 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
@@ -21,6 +23,7 @@ from dwlth.results import Folder, read_table
 from dwlth.running import cluster, grid, machine
 from dwlth.running.grid import left, run_all, run_grid
 from dwlth.runs import Run
+from dwlth.training import STOP
 
 pytest.importorskip("distributed", reason="needs the extra `cluster`")
 ROOT = Path(__file__).resolve().parents[1]
@@ -117,7 +120,30 @@ def test_a_cluster_gives_the_table_of_one_process_and_survives_its_losses(small,
     assert len(read_table(there.table)) == len(runs)
 
 
-EPOCHS, RUNS, TRIALS = 60, 8, 3
+def test_a_stopped_command_stops_its_trainings_and_no_others(small, own, tmp_path):
+    endless = replace(small.pretrain["standard"], epochs=10_000)
+    folder = Folder(replace(small, pretrain={"standard": endless}), tmp_path / "endless")
+    (run, *_) = folder.preset.grid()
+    own.worker()
+
+    def stop():
+        while not folder.checkpoint(run).parent.exists():  # its training begins
+            time.sleep(0.1)
+        STOP.set()
+
+    thread = threading.Thread(target=stop)
+    thread.start()
+    try:
+        assert run_all(folder, [run], scheduler=own.address) == {run: "stopped"}
+    finally:
+        thread.join()
+        STOP.clear()
+    assert folder.checkpoint(run).exists() and not folder.record(run).exists()
+    folder = Folder(small, tmp_path / "another")
+    assert run_all(folder, [run], scheduler=own.address) == {run: "ok"}
+
+
+EPOCHS, RUNS, TRIALS = 24, 6, 3
 """Of the throughput: a run takes some seconds, of which its start is little."""
 
 

@@ -177,9 +177,10 @@ def run_all(
         executor, lost = None, ()
         if runs and scheduler:
             folder = replace(folder, root=Path(folder.root).resolve(), data=Path(folder.data).resolve())
-            executor, workers, lost = stack.enter_context(cluster.connect(scheduler, folder))
+            executor, workers, lost, name = stack.enter_context(cluster.connect(scheduler, folder))
             fresh = frozenset(run for run in runs if not folder.record(run).exists())
-            work = partial(cluster.once, folder, fresh, each, partial(execute, folder, deadline, command, False))
+            work = partial(execute, folder, deadline, command, False)
+            work = partial(cluster.once, folder, name, fresh, each, work)
         elif runs and workers > 1:
             executor = stack.enter_context(processes(workers, each))
         else:
