@@ -46,9 +46,9 @@ def connect(scheduler: str, folder: Folder) -> Iterator[tuple[Executor, Callable
     except (OSError, ValueError) as error:
         raise DwlthError(f"--scheduler {scheduler}: no scheduler answers there ({error})") from None
     with client:
-        began = time.time()
+        began = time.monotonic()
         while not client.nthreads():
-            if time.time() - began > PATIENCE:
+            if time.monotonic() - began > PATIENCE:
                 raise DwlthError(
                     f"--scheduler {scheduler}: it has no worker; `dask worker --nthreads 1 ...` starts one"
                 )
