@@ -20,14 +20,11 @@ def later(before: Any, default: Any = dataclasses.MISSING) -> Any:
 
 def plain(value: Any) -> Any:
     """Dataclasses and tuples as plain dicts and lists, as JSON has them, without `later` fields at their `before`."""
+    if isinstance(value, (str, int, float)):  # most are, and the next question takes long
+        return value
     if dataclasses.is_dataclass(value):
-        fields = {field.name: field.metadata for field in dataclasses.fields(value)}
-        held = {name: getattr(value, name) for name in fields}
-        return {
-            name: plain(item)
-            for name, item in held.items()
-            if "before" not in fields[name] or item != fields[name]["before"]
-        }
+        held = [(field.name, getattr(value, field.name), field.metadata) for field in dataclasses.fields(value)]
+        return {name: plain(item) for name, item, about in held if "before" not in about or item != about["before"]}
     if isinstance(value, dict):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

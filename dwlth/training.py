@@ -142,25 +142,25 @@ def fit_members(
         model.net.load_state_dict(state["net"])
         optimizer.load_state_dict(state["optimizer"])
         fits, within = [Fit(**member) for member in state["fits"]], state.get("within", {})
-    saved = time.time()
+    saved = time.monotonic()
 
     def pause(stop: bool = False, **within) -> None:
         """After an epoch, or after a step, with how far `within` the epoch that is: save where it is time to; end at
         the deadline."""
         nonlocal saved
         out_of_time = team.current.says(bool(stop) or STOP.is_set() or time.time() > deadline)
-        if checkpoint and (out_of_time or time.time() - saved > CHECKPOINT_SECONDS):
+        if checkpoint and (out_of_time or time.monotonic() - saved > CHECKPOINT_SECONDS):
             parts = {"net": model.net.state_dict(), "optimizer": optimizer.state_dict(), "fits": [*map(vars, fits)]}
-            parts["within"] = within and within | {"seconds": time.time() - began}
+            parts["within"] = within and within | {"seconds": time.monotonic() - began}
             write_state(checkpoint, parts)
-            saved = time.time()
+            saved = time.monotonic()
         if out_of_time:
             raise OutOfTime
 
     done = len(fits[0].history)
     bar = tqdm(range(done, recipe.epochs), "epochs", recipe.epochs, leave=False, disable=not progress, initial=done)
     for epoch in bar:
-        began = time.time() - within.get("seconds", 0.0)
+        began = time.monotonic() - within.get("seconds", 0.0)
         rows = _train_epoch(model, recipe, trains, optimizer, epoch, seeds, within, pause)
         within = {}
         if recipe.validates(epoch):
@@ -168,7 +168,7 @@ def fit_members(
                 _validate(one, recipe, val, row, stream(seed, "validate", epoch))
                 _keep_best(result.best, row, one.net.state_dict(), recipe)
         for result, row in zip(fits, rows):
-            row["seconds"] = time.time() - began
+            row["seconds"] = time.monotonic() - began
             if row["overfits"] and not any(earlier["overfits"] for earlier in result.history):
                 warnings.warn(
                     f"catastrophic overfitting in epoch {epoch}: validation RA is {row['val_fgsm']:.1%} under the "

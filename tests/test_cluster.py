@@ -6,10 +6,13 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from statistics import median
 
 import pandas as pd
 import pytest
@@ -17,9 +20,10 @@ import pytest
 import dwlth
 from dwlth.errors import DwlthError
 from dwlth.results import Folder, read_table
-from dwlth.running import cluster, grid
+from dwlth.running import cluster, grid, machine
 from dwlth.running.grid import left, run_all, run_grid
 from dwlth.runs import Run
+from dwlth.training import STOP
 
 pytest.importorskip("distributed", reason="needs the extra `cluster`")
 ROOT = Path(__file__).resolve().parents[1]
@@ -114,6 +118,63 @@ def test_a_cluster_gives_the_table_of_one_process_and_survives_its_losses(small,
     run_all(here, left(here, small.grid()), command="test")
     pd.testing.assert_frame_equal(measured(there), measured(here))
     assert len(read_table(there.table)) == len(runs)
+
+
+def test_a_stopped_command_stops_its_trainings_and_no_others(small, own, tmp_path):
+    endless = replace(small.pretrain["standard"], epochs=10_000)
+    folder = Folder(replace(small, pretrain={"standard": endless}), tmp_path / "endless")
+    (run, *_) = folder.preset.grid()
+    own.worker()
+
+    def stop():
+        while not folder.checkpoint(run).parent.exists():  # its training begins
+            time.sleep(0.1)
+        STOP.set()
+
+    thread = threading.Thread(target=stop)
+    thread.start()
+    try:
+        assert run_all(folder, [run], scheduler=own.address) == {run: "stopped"}
+    finally:
+        thread.join()
+        STOP.clear()
+    assert folder.checkpoint(run).exists() and not folder.record(run).exists()
+    folder = Folder(small, tmp_path / "another")
+    assert run_all(folder, [run], scheduler=own.address) == {run: "ok"}
+
+
+EPOCHS, RUNS, TRIALS = 24, 6, 3
+"""Of the throughput: a run takes some seconds, of which its start is little."""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(machine._cores() < 2, reason="needs two cores")
+def test_two_workers_have_nearly_twice_the_throughput_of_one(tiny, own, tmp_path):
+    """Independent trainings of equal length. The first trial of each worker holds its start; the medians do not."""
+    from distributed import Client
+
+    recipe = replace(tiny.pretrain["adversarial"], epochs=EPOCHS, validate_every=EPOCHS)
+    preset = replace(tiny, pretrain={"adversarial": recipe}, seeds=RUNS, together=1)
+    runs = [run for run in preset.grid() if run.stage == "pretrain"]
+    rates, tables = {}, []
+    for workers in (1, 2):
+        own.worker()
+        with Client(own.address, set_as_default=False) as client:
+            client.wait_for_workers(workers, 120)
+        trials = []
+        for trial in range(TRIALS):
+            folder = Folder(preset, tmp_path / f"{workers}-{trial}")
+            assert set(run_all(folder, runs, scheduler=own.address, command="test").values()) == {"ok"}
+            tables.append(measured(folder))
+            ends = [folder.record(run).stat().st_mtime for run in runs]
+            starts = [end - folder.seconds()[preset.run_id(run)] for run, end in zip(runs, ends)]
+            trials.append(len(runs) / (max(ends) - min(starts)))
+        rates[workers] = median(trials)
+        print(f"{workers} workers: {', '.join(f'{rate:.3f}' for rate in trials)} runs a second")
+    for table in tables[1:]:
+        pd.testing.assert_frame_equal(table, tables[0])
+    print(f"two workers have {rates[2] / rates[1]:.2f} times the throughput of one")
+    assert rates[2] >= 1.7 * rates[1]
 
 
 def test_bad_clusters_are_named(small, own, tmp_path):

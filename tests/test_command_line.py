@@ -403,7 +403,7 @@ def test_a_full_disk_loses_nothing(road, tmp_path, monkeypatch, capsys, undrawn)
         assert main(args) == 2
     assert "No space left on device" in capsys.readouterr().err
     results = folder(tmp_path, tiny)
-    assert len(results.records()) == 2 and not list(results.path.rglob(".*.tmp"))
+    assert len(list(results.records())) == 2 and not list(results.path.rglob(".*.tmp"))
     assert main(args) == 0
     assert science(results.table).equals(science(folder(root, tiny).table))
 

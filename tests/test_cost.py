@@ -68,7 +68,7 @@ class Clock:
     def __init__(self, start, each):
         self.now, self.start, self.each, self.kinds = 0.0, start, each, []
 
-    def time(self):
+    def monotonic(self):
         return self.now
 
     def times(self, device, task, kind, build, most, until):
@@ -149,8 +149,8 @@ def test_an_experiment_chooses_the_threads_of_its_process(monkeypatch):
 def test_the_estimate_of_a_run_is_near_its_cost(tiny, tmp_path, monkeypatch, regime):
     """In time of this process, which a busy machine changes little, and the median of three; only what an estimate can
     know is compared: the training and the tests."""
-    monkeypatch.setattr(cost, "time", SimpleNamespace(time=time.process_time))
-    monkeypatch.setattr("dwlth.training.time", SimpleNamespace(time=time.process_time))
+    monkeypatch.setattr(cost, "time", SimpleNamespace(monotonic=time.process_time))
+    monkeypatch.setattr("dwlth.training.time", SimpleNamespace(time=time.time, monotonic=time.process_time))
     monkeypatch.setattr(cost, "SECONDS", 2.0)
     preset = presets.get("digits")
     recipe, steps = preset.transfer[regime], replace(preset.transfer[regime], epochs=2, validation=Attack())

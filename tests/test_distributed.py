@@ -336,5 +336,6 @@ def test_torchrun_gives_the_table_of_one_process(tmp_path, tiny_args, monkeypatc
     monkeypatch.setattr("dwlth.__main__._draw", lambda folder: [])
     assert main([*args, "--results", str(tmp_path / "one"), "--workers", "1"]) == 0
     tables = [read_table(next((tmp_path / name).glob("*/table.csv"))) for name in ("one", "two")]
+    assert "processes" not in tables[0] and (tables[1].pop("processes") == 2).all()
     one, two = (table.drop(columns=PROVENANCE) for table in tables)
     assert one.equals(two) and len(one) == 1 + 2 + 2

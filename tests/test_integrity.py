@@ -317,19 +317,26 @@ def test_collectors_and_writers_at_once_lose_nothing(done, tmp_path):
     assert not list(folder.path.rglob("*.tmp")) and not list(folder.path.rglob("*.bad"))
 
 
-def test_ten_thousand_records_are_collected_in_seconds(done, tmp_path):
+def test_ten_thousand_records_are_collected_in_five_seconds(done, tmp_path):
+    """A quarter of them in a quarter of the time, of a core: each record is read once, and takes the same time."""
     folder, (run, *_) = replace(done, root=tmp_path), done.preset.grid()[-1:]
     record = files.read_json(done.record(run), "record")
+    record["result"]["history"] *= 8
     folder.record(run).parent.mkdir(parents=True)
-    for seed in range(10_000):
+    for seed in range(2_500):
         own = replace(run, seed=seed, source_seed=None)
         config = record["config"] | {"seed": seed}
         new = record | {"id": folder.preset.run_id(own), "config": config}
-        folder.record(own).write_text(json.dumps(new | {"checksum": files.digest(new, 64)}))
-    began = time.process_time()
-    assert len(folder.collect()) == 10_000
-    print(f"10,000 records: {time.process_time() - began:.1f} s of a core")
-    assert time.process_time() - began < 20  # 3,310 took 1.9 on a busy core
+        folder.record(own).write_text(json.dumps(new | {"checksum": files.digest(new, 64)}, indent=1))
+    assert folder.record(own).stat().st_size > 5_000  # as those of `digits`
+    took = []
+    for _ in range(3):
+        folder.table.unlink(missing_ok=True)
+        began = time.process_time()
+        assert len(folder.collect()) == 2_500
+        took.append(4 * (time.process_time() - began))
+    print(f"10,000 records: {min(took):.1f} s of a core")
+    assert min(took) < 5
 
 
 class Bomb:

@@ -1,3 +1,4 @@
+import itertools
 import math
 import time
 from dataclasses import replace
@@ -62,6 +63,23 @@ def test_masked_weights_are_exactly_zero_after_training(model, task, recipe):
         kept = mask[name].to(weight.device)
         assert (weight[~kept] == 0).all()
         assert (weight[kept] != 0).all()
+
+
+def test_a_clock_that_is_set_back_costs_no_checkpoint(model, task, tmp_path, monkeypatch):
+    checkpoint, hours = tmp_path / "run.pt", itertools.count()
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(time, "time", lambda: -3600.0 * next(hours))
+    seen = []
+    history = fit(
+        model,
+        STANDARD,
+        task.train,
+        task.val,
+        seed=0,
+        checkpoint=checkpoint,
+        on_epoch=lambda row: seen.append(checkpoint.exists()),
+    ).history
+    assert seen == [True] * STANDARD.epochs and all(row["seconds"] > 0 for row in history)
 
 
 @RECIPES

@@ -287,7 +287,7 @@ def test_unreadable_files_are_counted(runs, folder):
     path.parent.mkdir(parents=True)
     path.write_text("{")
     with pytest.warns(UserWarning, match="not a record"):
-        folder.records()
+        list(folder.records())
     for box in (widgets.explorer(runs, folder), widgets.training_panel(folder)):
         assert "not counted: 1 (" in text(find(box, "set-aside")) and f"{path.name}.bad" in text(find(box, "set-aside"))
 

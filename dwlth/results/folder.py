@@ -2,8 +2,9 @@
 
 import dataclasses
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -124,15 +125,13 @@ class Folder:
         """Remove what processes that were killed in the middle of writing left behind."""
         sweep(self.path)
 
-    def records(self) -> list[dict[str, Any]]:
+    def records(self) -> Iterator[dict[str, Any]]:
         """All readable records, oldest first; one that is no record is named in a warning and set aside."""
-        found = []
         for path in sorted((self.path / "runs").glob("*.json"), key=lambda path: path.stat().st_mtime_ns):
             try:
-                found.append(read_record(path))
+                yield read_record(path)
             except DwlthError as error:
                 set_aside(path, error)
-        return found
 
     def seconds(self) -> dict[str, float]:
         """The wall time of each finished run, by its id: of those with a record, and those in the table."""
@@ -154,10 +153,10 @@ class Folder:
         Raises:
             NotYet: without a run that has ended.
         """
-        records = self.records()
-        records = [record for record in records if record["status"] != "refused"]  # bad input is no result
-        own = [record for record in records if self.owns(record["config"], record["id"])]
-        rows = pd.DataFrame([row(record) for record in own]).drop_duplicates(KEY, keep="last") if own else None
+        id_of = cache(self.id_of)  # of a record, and of its row
+        ended = (record for record in self.records() if record["status"] != "refused")  # bad input is no result
+        found = [id_of(_run(record["config"])) == record["id"] and row(record) for record in ended]
+        rows = pd.DataFrame(own).drop_duplicates(KEY, keep="last") if (own := [*filter(None, found)]) else None
         table = read_table(self.table) if self.table.exists() else None
         if table is not None and rows is not None:
             failed = rows["id"][rows["status"] == "failed"]
@@ -169,9 +168,8 @@ class Folder:
             table = read_table(self.table)
         if table is None:
             raise NotYet(f"{self.path}: no finished run yet; `python -m dwlth run PRESET` makes them")
-        columns = [column for column in Run.__dataclass_fields__ if column in table]
-        current = [self.owns(dict(zip(columns, row[1:])), row[0]) for row in table[["id", *columns]].itertuples(False)]
-        others = len(table) - sum(current) + len(records) - len(own)
+        current = [id_of(_run(fields)) == fields["id"] for fields in table.to_dict("records")]
+        others = len(table) - sum(current) + len(found) - len(own)
         if others:
             warnings.warn(
                 f"{self.path}: {others} rows or records are left out: they are of other settings than those of "
@@ -182,8 +180,7 @@ class Folder:
 
     def owns(self, fields: dict[str, Any], id_: str) -> bool:
         """Whether a run, given by fields of `Run`, has this id in this preset."""
-        run = Run(**{name: fields[name] for name in Run.__dataclass_fields__ if name in fields})
-        return self.id_of(run) == id_
+        return self.id_of(_run(fields)) == id_
 
     def id_of(self, run: Run) -> str:
         """The id of a run; empty of one that this preset cannot have."""
@@ -191,6 +188,10 @@ class Folder:
             return self.preset.run_id(run)
         except KeyError:  # a source or a regime that the preset has no more
             return ""
+
+
+def _run(fields: dict[str, Any]) -> Run:
+    return Run(**{name: fields[name] for name in Run.__dataclass_fields__ if name in fields})
 
 
 def read_preset(path: Path) -> dict[str, Any]:

@@ -11,13 +11,15 @@ from typing import Any
 import torch
 
 import dwlth
+from dwlth.fast import team
 
 
 def provenance(device: str, precision: str, together: int, seconds: float, command: str) -> dict[str, Any]:
     """Where a result comes from: its share of the wall time of so many runs `together`, hardware, versions, commit and
-    command."""
+    command; and how many `processes` trained it together, where these were several."""
     name = torch.cuda.get_device_name(device) if device.startswith("cuda") else _cpu()
-    return {
+    several = {"processes": team.current.size} if team.current.size > 1 else {}
+    return several | {
         "seconds": round(seconds, 3),
         "together": together,
         "precision": precision,

@@ -1,10 +1,11 @@
 """The grid on many machines: workers of a Dask cluster that see one results folder. Needs `distributed` (the extra
 `cluster`)."""
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Executor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -15,15 +16,16 @@ from dwlth.errors import DwlthError
 from dwlth.results import Folder, read_record
 from dwlth.running.machine import torch_threads
 from dwlth.runs import Run
+from dwlth.training import STOP
 
 PATIENCE = 30.0
 """Seconds to wait for the scheduler, and for its first worker (our choice)."""
 
 
 @contextmanager
-def connect(scheduler: str, folder: Folder) -> Iterator[tuple[Executor, Callable[[], int], tuple]]:
-    """The workers of a cluster as an executor, with the number of them at any time, and the exceptions that mean that a
-    worker was lost.
+def connect(scheduler: str, folder: Folder) -> Iterator[tuple[Executor, Callable[[], int], tuple, str]]:
+    """The workers of a cluster as an executor, with the number of them at any time, the exceptions that mean that a
+    worker was lost, and a name of this command. Where `dwlth.training.STOP` is set here, its trainings there end too.
 
     Args:
         scheduler: the address of a running scheduler, such as `tcp://node1:8786`, or the file it was started with
@@ -44,9 +46,9 @@ def connect(scheduler: str, folder: Folder) -> Iterator[tuple[Executor, Callable
     except (OSError, ValueError) as error:
         raise DwlthError(f"--scheduler {scheduler}: no scheduler answers there ({error})") from None
     with client:
-        began = time.time()
+        began = time.monotonic()
         while not client.nthreads():
-            if time.time() - began > PATIENCE:
+            if time.monotonic() - began > PATIENCE:
                 raise DwlthError(
                     f"--scheduler {scheduler}: it has no worker; `dask worker --nthreads 1 ...` starts one"
                 )
@@ -62,7 +64,27 @@ def connect(scheduler: str, folder: Folder) -> Iterator[tuple[Executor, Callable
         for worker, fault in faults.items():
             if fault:
                 raise DwlthError(f"--scheduler {scheduler}: the worker {worker} {fault}")
-        yield client.get_executor(pure=False), partial(_workers, client), (KilledWorker, CancelledError)
+        threading.Thread(target=_pass_on, args=[client], daemon=True).start()
+        yield client.get_executor(pure=False), partial(_workers, client), (KilledWorker, CancelledError), client.id
+
+
+def _pass_on(client) -> None:
+    """Tell the workers when this command is to stop."""
+    while client.status != "closed":
+        if STOP.wait(1.0):
+            with suppress(OSError):  # the scheduler is away: they end by themselves
+                client.run(_stop, client.id, on_error="ignore")
+            return
+
+
+_stopped: set[str] = set()  # commands that this worker was told to stop
+_command = ""  # whose training is under way
+
+
+def _stop(command: str) -> None:
+    _stopped.add(command)
+    if _command == command:
+        STOP.set()
 
 
 def _workers(client) -> int:
@@ -99,13 +121,20 @@ def _fault(token: Path, data: Path | None, device: str, version: str, dask_worke
 
 def once(
     folder: Folder,
+    command: str,
     fresh: frozenset[Run],
     threads: int,
     work: Callable[[tuple[Run, ...]], list[str]],
     unit: tuple[Run, ...],
 ) -> list[str]:
-    """`work` on those of a unit that are not done, with so many threads of torch. Dask does a task again whose worker
-    was lost after it, so those of the `fresh`, which had no record when the grid began, are looked up first."""
+    """`work` for a command on those of a unit that are not done, with so many threads of torch. Dask does a task again
+    whose worker was lost after it, so those of the `fresh`, which had no record when the grid began, are looked up
+    first."""
+    global _command
+    STOP.clear()  # that was another command's
+    _command = command
+    if command in _stopped:
+        STOP.set()
 
     def done(run: Run) -> bool:
         return run in fresh and folder.record(run).exists() and read_record(folder.record(run))["status"] == "ok"

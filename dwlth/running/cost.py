@@ -83,9 +83,9 @@ def estimate(
     seconds: dict[Kind, float] = {}
     build = cache(lambda name, member: _blank(folder, task(name), member))
     with torch_threads(threads), progress.brief(len(timed), "timing steps, to estimate the cost") as bar:
-        end = time.time() + SECONDS
+        end = time.monotonic() + SECONDS
         for i, kind in enumerate(timed):
-            left = end - time.time()
+            left = end - time.monotonic()
             if left > 0 or not seconds:
                 share = left * passes_of[kind] / sum(passes_of[each] for each in timed[i:])
                 seconds[kind] = _seconds(folder.device, task(kind.task), kind, partial(build, kind.task), share, stop)
@@ -174,7 +174,7 @@ def _seconds(
 ) -> float:
     """Time of one of `kind`, for each member, from what can be timed in about `share` seconds. The smallest is always
     timed; the mean of several, since a busy machine makes some of them long."""
-    until, steps = time.time() + share, kind.attack.steps
+    until, steps = time.monotonic() + share, kind.attack.steps
     sizes = [n for n in (2, 8, 32, 128) if n < kind.images] + [kind.images]
     rungs = [(n, min(steps, 1)) for n in sizes] + [(kind.images, few) for few in (4, steps) if few <= steps]
     slope, last, each = 0.0, 0, 0.0  # seconds a pass of the whole batch, by its images
@@ -182,7 +182,7 @@ def _seconds(
         small = replace(kind, images=images, attack=replace(kind.attack, steps=few, restarts=1))
         passes = small.passes / images
         reach = each + slope * (images - last)
-        if each and time.time() + 3 * reach * passes > until:
+        if each and time.monotonic() + 3 * reach * passes > until:
             break
         took = _times(device, task, small, build, 10 if (images, few) == rungs[-1] else 2, until)
         if stop():
@@ -204,7 +204,7 @@ def _times(
 
     def enough(row: dict) -> bool:
         took.append(row["seconds"])
-        return len(took) >= most or time.time() > until
+        return len(took) >= most or time.monotonic() > until
 
     if kind.members:
         never = 10**9
@@ -215,7 +215,7 @@ def _times(
             fit_members(nets, recipe, *splits, seeds=[0] * kind.members, stacked=kind.stacked, on_epoch=enough)
     else:
         began = 0.0
-        while not began or not enough({"seconds": time.time() - began}):
-            began = time.time()
+        while not began or not enough({"seconds": time.monotonic() - began}):
+            began = time.monotonic()
             evaluate(build(0), split, kind.attack, 0, kind.augment, precision=kind.precision, exact=True)
     return took[1:] or took

@@ -177,9 +177,10 @@ def run_all(
         executor, lost = None, ()
         if runs and scheduler:
             folder = replace(folder, root=Path(folder.root).resolve(), data=Path(folder.data).resolve())
-            executor, workers, lost = stack.enter_context(cluster.connect(scheduler, folder))
+            executor, workers, lost, name = stack.enter_context(cluster.connect(scheduler, folder))
             fresh = frozenset(run for run in runs if not folder.record(run).exists())
-            work = partial(cluster.once, folder, fresh, each, partial(execute, folder, deadline, command, False))
+            work = partial(execute, folder, deadline, command, False)
+            work = partial(cluster.once, folder, name, fresh, each, work)
         elif runs and workers > 1:
             executor = stack.enter_context(processes(workers, each))
         else:
@@ -232,7 +233,7 @@ def execute(
     for stale in (path for run in unit for path in checkpoint.parent.glob(f"{preset.run_id(run)}-*.pt")):
         if stale != checkpoint:
             stale.unlink(missing_ok=True)  # of these runs in other company, of which some are done since
-    began = time.time() - _earlier_seconds(checkpoint)
+    began = time.monotonic() - _earlier_seconds(checkpoint)
     training = {"checkpoint": checkpoint, "deadline": deadline, "progress": progress, "stacked": preset.stacks(first)}
     if on_epoch:
         training["on_epoch"] = lambda row: on_epoch(first, row)
@@ -242,7 +243,7 @@ def execute(
         return ["stopped"] * len(unit)
     except DwlthError as error:  # bad input of this unit: the others go on
         found = [{"error": str(error), "history": [], "refused": True}] * len(unit)
-    seconds = (time.time() - began) / len(unit)
+    seconds = (time.monotonic() - began) / len(unit)
     ends = ["failed" if "error" in result else "ok" for result in found]
     for run, status, result in zip(unit, ends, map(dict, found)):
         kind = "refused" if result.pop("refused", False) else status  # bad input says nothing of a ticket

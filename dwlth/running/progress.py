@@ -28,7 +28,7 @@ class Lines:
     """A line for every 5 % that are done."""
 
     def __init__(self, total: int, shown: bool = True):
-        self.total, self.shown, self.done, self.began, self.postfix = total, shown, 0, time.time(), ""
+        self.total, self.shown, self.done, self.began, self.postfix = total, shown, 0, time.monotonic(), ""
 
     def __enter__(self) -> "Lines":
         return self
@@ -45,7 +45,7 @@ class Lines:
     def update(self, n: int) -> None:
         before, self.done = self.done, self.done + n
         if self.shown and self.total and 20 * self.done // self.total > 20 * before // self.total:
-            took = time.time() - self.began
+            took = time.monotonic() - self.began
             left = took * (self.total - self.done) / self.done
             words = f"{100 * self.done // self.total:3} %, {self.postfix}, {duration(took)} so far"
             print(words + (f", about {duration(left)} left" if left else ""), file=sys.stderr, flush=True)
