@@ -182,6 +182,15 @@ def test_files_without_a_checksum_stay_valid(copy):
     assert numbers["records"] == ["0", "7", "0", "0", "0"] and numbers["networks"] == ["0", "4", "0", "0", "0"]
 
 
+def test_a_record_without_a_checksum_that_lacks_a_name_is_set_aside(copy):
+    run = copy.preset.grid()[-1]
+    record = files.read_json(copy.record(run), "record")
+    copy.record(run).write_text(json.dumps(record).replace('"fraction"', '"fractioo"'))
+    with pytest.warns(UserWarning, match="its config has no 'fraction'; moved to"):
+        assert len(copy.collect()) == len(copy.preset.grid())  # the table still has it
+    assert not copy.record(run).exists()
+
+
 def test_verify_changes_nothing_and_says_what_is_wrong(copy, capsys):
     args = [copy.preset.name.partition("-")[0], "--results", str(copy.root)]
     text, whole = verify(copy)

@@ -56,6 +56,13 @@ def test_settings_that_change_the_runs_change_the_folder():
     assert len({"digits", one, two}) == 3 and one.startswith("digits-")
 
 
+def test_seeds_at_are_set_as_a_whole():
+    for name in ("digits", "cifar-small"):  # none, and some
+        assert override(presets.get(name), ["seeds_at={0.1: 5}"]).seeds_at == {0.1: 5}
+        with pytest.raises(DwlthError, match="seeds_at.0.1=5: no setting '0' within {.*}: give that as a whole"):
+            override(presets.get(name), ["seeds_at.0.1=5"])
+
+
 @pytest.mark.parametrize(
     ("setting", "message"),
     [

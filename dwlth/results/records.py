@@ -32,6 +32,8 @@ def read_record(path: Path) -> dict[str, Any]:
     record = read_json(path, "record of a run")
     if record.keys() != {"id", "status", "config", "result", "provenance"}:
         raise DwlthError(f"{path}: JSON, but not a record of a run")
+    if missing := [name for name in KEY if name not in record["config"]]:  # of an earlier version, without a checksum
+        raise DwlthError(f"{path}: not a record of a run: its config has no {missing[0]!r}")
     if path.stem != record["id"] and re.fullmatch("[0-9a-f]{12}", path.stem):
         raise DwlthError(f"{path}: not a record of the run {path.stem}, but of {record['id']}")
     return record

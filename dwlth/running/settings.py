@@ -31,7 +31,7 @@ def override(preset: Preset, settings: list[str]) -> Preset:
 
 def _set(target: Any, path: list[str], text: str, setting: str) -> Any:
     """A copy of a dataclass, dict or value with what lies at `path` replaced by the value in `text`."""
-    names = list(target) if isinstance(target, dict) else []
+    names = [name for name in target if isinstance(name, str)] if isinstance(target, dict) else []
     if dataclasses.is_dataclass(target):
         names = [f.name for f in dataclasses.fields(target) if f.name != "name"]
     if not path:
@@ -39,6 +39,8 @@ def _set(target: Any, path: list[str], text: str, setting: str) -> Any:
             raise DwlthError(f"--set {setting}: this is a group: go on with .{' or .'.join(names)}")
         return _value(target, text, setting)
     key, *rest = path
+    if not names:
+        raise DwlthError(f"--set {setting}: no setting {key!r} within {target!r}: give that as a whole")
     if isinstance(target, dict):
         if key in target:
             return target | {key: _set(target[key], rest, text, setting)}
