@@ -6,6 +6,7 @@ They are pruning methods like any other, entries of `dwlth.masks.METHODS`:
   layer: both are drawn evenly from the same masks, so there is one method for the two.
 - `snip`, `synflow`: scores of pruning before training, here at the pre-trained weights.
 - `reinit`: IMP's mask on random weights.
+- `narrow`: the first channels of each layer, on random weights: a dense network of as few weights as IMP's ticket has.
 - `crossed@SOURCE`: the mask that IMP found with the weights of another source.
 - `trained@SOURCE`: IMP on the own weights, with the training of another source in its rounds.
 
@@ -70,11 +71,27 @@ def same(net: nn.Module, seed: int, mask: Mask) -> Mask:
     return mask
 
 
+def narrow(net: nn.Module, seed: int, mask: Mask) -> Mask:
+    """The first channels of each layer, the same share of all layers: the largest that leaves no more weights than the
+    mask. Nothing reads the other channels but the head, and it only adds a constant of each, as a bias does."""
+    shapes = {name: list(tensor.shape) for name, tensor in mask.items()}
+    (_, pixels, *_), widest = next(iter(shapes.values())), max(shape[0] for shape in shapes.values())
+    for width in range(widest, 0, -1):
+        bits = {name: torch.zeros(shape, dtype=torch.bool) for name, shape in shapes.items()}
+        for i, (name, (outputs, inputs, *_)) in enumerate(shapes.items()):
+            left = [max(1, round(channels * width / widest)) for channels in (outputs, inputs)]
+            bits[name][: left[0], : left[1] if i else pixels] = True
+        if (found := Mask(bits)).kept <= mask.kept:
+            return found
+    raise DwlthError(f"narrow: one channel in each layer has {found.kept} weights, and the ticket only {mask.kept}")
+
+
 METHODS |= {
     "shuffled": Method("IMP's, shuffled", shuffled, "mask"),
     "snip": Method("SNIP", snip, "batch"),
     "synflow": Method("SynFlow", synflow, "batch", again=True),
     "reinit": Method("IMP's, random weights", same, "mask", fresh=True),
+    "narrow": Method("Dense, as few weights", narrow, "mask", fresh=True),
     "crossed": Method("IMP's of another source", same, "mask", other=True),
     "trained": Method("IMP with other training", None, other=True),
 }

@@ -304,3 +304,8 @@ def test_07_is_a_page_of_voila(page, place, picture):
         page.locator(".pg-board").wait_for()
         assert page.get_by_text("from dwlth import Experiment").count() == 0  # no code
         picture("voila")
+
+
+def test_git_has_seen_nothing_of_all_this(place):
+    said = subprocess.run(["git", "status", "--porcelain"], cwd=place, capture_output=True, text=True, check=True)
+    assert said.stdout == ""

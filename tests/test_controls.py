@@ -1,5 +1,6 @@
 """Mask or weights: the controls, checked on cases made by hand, and what numbers and pictures say of them."""
 
+import copy
 import inspect
 import re
 from dataclasses import replace
@@ -23,7 +24,8 @@ from dwlth.runs import Run
 from dwlth.show import claims, crossing
 from dwlth.show import controls as pictures
 
-CONTROLS = ["shuffled", "snip", "synflow", "reinit", "crossed", "trained"]
+CONTROLS = ["shuffled", "snip", "synflow", "reinit", "narrow", "crossed", "trained"]
+LAYERS = ("conv1", "layer1.0.conv1", "layer2.0.conv1")
 MARGINS = {"sa": 1.0, "ra": 2.0}
 
 
@@ -49,7 +51,7 @@ def hand():
 
 
 def test_controls_are_short():
-    functions = (controls.shuffled, controls.snip, controls.synflow, controls.same)
+    functions = (controls.shuffled, controls.snip, controls.synflow, controls.same, controls.narrow)
     assert all(len(inspect.getsource(function).splitlines()) <= 40 for function in functions)
 
 
@@ -64,6 +66,31 @@ def test_a_shuffled_mask_keeps_every_layer_s_count_and_is_a_permutation(model):
     places = Mask({"conv": torch.arange(12).view(3, 4) < 1})  # the one survivor goes everywhere
     seen = {int(controls.shuffled(None, seed, places)["conv"].flatten().int().argmax()) for seed in range(200)}
     assert seen == set(range(12))
+
+
+def test_narrow_is_a_dense_network_of_as_few_weights():
+    """The same logits and gradients, in training mode, as a network that was built with fewer channels."""
+    whole = models.build("small_resnet", 5, (0.5,), (0.25,), seed=0).net
+    for kept in (0.6, 0.1):
+        mask = masks.prune(masks.dense(whole), masks.magnitude(whole), 1 - kept)
+        narrow = controls.narrow(whole, 0, mask)
+        assert 0.7 * mask.kept < narrow.kept <= mask.kept
+        one, two, three = (int(narrow[f"{name}.weight"].flatten(1).any(1).sum()) for name in LAYERS)
+        small = models.SmallResNet(5, (1, one, 1), [(two, 2), (three, 2)])
+        assert sum(weight.numel() for weight in masks.prunable(small).values()) == narrow.kept
+        net = copy.deepcopy(whole)
+        narrow.apply_(net)
+        own = small.state_dict()
+        for name, tensor in net.state_dict().items():
+            own[name].copy_(tensor[tuple(slice(n) for n in own[name].shape)])
+        x = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+        for each in (net, small):
+            each.train()(x).square().sum().backward()
+        assert torch.allclose(net.eval()(x), small.eval()(x), atol=1e-5)
+        gradient = small.conv1.weight.grad
+        assert gradient.abs().max() > 0 and torch.allclose(net.conv1.weight.grad[:one], gradient, rtol=1e-3, atol=1e-4)
+    with pytest.raises(DwlthError, match="one channel in each layer has .* weights, and the ticket only 7"):
+        controls.narrow(whole, 0, masks.prune(mask, masks.magnitude(whole), 1 - 7 / mask.kept))
 
 
 def test_snip_of_a_hand_made_network(hand):
@@ -157,7 +184,8 @@ def done(tmp_path_factory):
 def test_each_control_keeps_as_many_weights_as_imp(done):
     folder, table = done
     rows = table[(table["stage"] == "transfer") & (table["round"] == 2)]
-    assert rows["method"].nunique() == 1 + 4 + 2 * 2 and rows["sparsity"].nunique() == 1
+    assert rows["method"].nunique() == 1 + 5 + 2 * 2 and rows.query("method != 'narrow'")["sparsity"].nunique() == 1
+    assert rows.query("method == 'narrow'")["sparsity"].min() > rows["sparsity"].min()
     imp = {name: tickets.load(folder.ticket(Run("imp", name, 0, 2)))[0] for name in folder.preset.pretrain}
 
     def found(method):
