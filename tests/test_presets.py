@@ -56,6 +56,11 @@ def test_settings_that_change_the_runs_change_the_folder():
     assert len({"digits", one, two}) == 3 and one.startswith("digits-")
 
 
+def test_equal_runs_have_one_id():
+    whole, one = replace(TRANSFER, fraction=1.0), replace(TRANSFER, fraction=1)
+    assert whole == one and DIGITS.run_id(whole) == DIGITS.run_id(one)
+
+
 def test_seeds_at_are_set_as_a_whole():
     for name in ("digits", "cifar-small"):  # none, and some
         assert override(presets.get(name), ["seeds_at={0.1: 5}"]).seeds_at == {0.1: 5}

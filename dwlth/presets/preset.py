@@ -172,6 +172,7 @@ class Preset:
 
     def config(self, run: Run) -> dict[str, Any]:
         """All that determines the result of a run, as plain JSON values."""
+        run = dataclasses.replace(run, fraction=float(run.fraction))  # 1 is equal to 1.0, but other JSON
         config = plain(run) | {"network": self.network, "upstream": self.upstream}
         if self.order != "given":
             config["order"] = self.order
