@@ -1,12 +1,14 @@
 """Is the robustness of a network real? Checks that a weak attack or masked gradients would fail: after Carlini et al.,
 2019, "On evaluating adversarial robustness", and for the active test Zimmermann et al., 2022."""
 
+import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import pandas as pd
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as TF
@@ -32,15 +34,24 @@ BEYOND_PGD = 8.0
 """Points of RA that AutoAttack may cost beyond PGD (our choice: for RobustBench's honest networks it is 2 to 5)."""
 FOUND = 0.95
 """Share of planted weaknesses that the attack must find (Zimmermann et al., 2022)."""
+
+
+def _jpeg(images: Tensor, quality: float) -> Tensor:
+    """By Pillow: torchvision's own is deprecated since 0.29."""
+    found = []
+    for image in (255 * images).round().byte().cpu():
+        file = io.BytesIO()
+        TF.to_pil_image(image).save(file, "JPEG", quality=int(quality))
+        found.append(TF.pil_to_tensor(Image.open(file)))
+    return torch.stack(found).to(images.device) / 255
+
+
 SEVERITIES: dict[str, tuple[Callable[[Tensor, float], Tensor], tuple[float, ...]]] = {
     "Gaussian noise": (lambda x, s: v2.GaussianNoise(sigma=s)(x), (0.04, 0.06, 0.08, 0.09, 0.1)),
     "Gaussian blur": (lambda x, s: TF.gaussian_blur(x, [5, 5], [s, s]), (0.4, 0.6, 0.7, 0.8, 1.0)),
     "less contrast": (TF.adjust_contrast, (0.75, 0.5, 0.4, 0.3, 0.15)),
     "brighter": (lambda x, s: (x + s).clamp(0, 1), (0.05, 0.1, 0.15, 0.2, 0.3)),
-    "JPEG": (
-        lambda x, q: torch.stack([TF.jpeg(image, int(q)) for image in (255 * x).round().byte()]).float() / 255,
-        (80, 65, 58, 50, 40),
-    ),
+    "JPEG": (_jpeg, (80, 65, 58, 50, 40)),
 }
 """Corruptions by torchvision, at five severities; the numbers are like those of CIFAR-10-C where it has the like."""
 
