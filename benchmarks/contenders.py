@@ -347,8 +347,9 @@ def art_attack(model: nn.Module, steps: int) -> Callable:
     return lambda x, y: torch.from_numpy(attack.generate(x.cpu().numpy(), y.cpu().numpy())).to(device)
 
 
-def our_evaluation(precision: str) -> Contender:
-    """`dwlth.evaluation.evaluate`; SA is measured too, which is one more pass."""
+def our_evaluation(precision: str, exact: bool = False) -> Contender:
+    """`dwlth.evaluation.evaluate`; SA is measured too, which is one more pass. `exact`: RA of the last step, as peers
+    have it."""
 
     def contender(sizes: Sizes, device: str, folder: Path) -> Iterator[Round]:
         if available_precision(precision, device) != precision:
@@ -358,12 +359,52 @@ def our_evaluation(precision: str) -> Contender:
         split, attack = digits(sizes)[1].to(device), Attack(EPS, STEP, sizes.test_steps)
         while True:
             yield None
-            sa, ra = evaluate(model, split, attack, seed=0, precision=precision)
+            sa, ra = evaluate(model, split, attack, seed=0, precision=precision, exact=exact)
             yield lambda sa=sa, ra=ra: {"sa": sa, "ra": ra, "units": len(split)}
 
     return contender
 
 
+def convolutions(model: nn.Module, x: Tensor) -> dict[nn.Conv2d, tuple[torch.Size, torch.Size]]:
+    """The convolutions of a network, each with the shapes of what it reads and writes."""
+    found: dict[nn.Conv2d, tuple] = {}
+    hooks = [
+        layer.register_forward_hook(lambda layer, args, out: found.update({layer: (args[0].shape, out.shape)}))
+        for layer in model.modules()
+        if isinstance(layer, nn.Conv2d)
+    ]
+    with torch.no_grad():
+        model(x)
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+def evaluation_convolutions(sizes: Sizes, device: str, folder: Path) -> Iterator[Round]:
+    """The convolutions of that evaluation, to images and back, with nothing between them: what no way around torch's
+    own convolutions in float32 can leave out."""
+    x, _ = next(digits(sizes)[1].to(device).batches(128))  # keeps freed memory, as ours do
+    layers = [
+        (layer, torch.randn(shape, device=device).to(memory_format=torch.channels_last))
+        for layer, (shape, _) in convolutions(network(sizes, device, channels_last=True), x).items()
+    ]
+    with training_flags(device):
+        while True:
+            yield None
+            for step in range(sizes.test_steps + 1):
+                for layer, given in layers:
+                    out = layer(given.requires_grad_(step < sizes.test_steps))
+                    if step < sizes.test_steps:
+                        torch.autograd.grad(out, given, torch.ones_like(out))
+            yield lambda: {"units": len(x)}
+
+
+LAST_STEP = {
+    "plain loop": their_evaluation(reference_attack),
+    "torchattacks": their_evaluation(torchattacks_attack),
+    "ours, float32, last step": our_evaluation("float32", exact=True),
+    "ours: its convolutions alone": evaluation_convolutions,
+}
 EVALUATIONS = {
     "plain loop": their_evaluation(reference_attack),
     "torchattacks": their_evaluation(torchattacks_attack),
@@ -613,16 +654,7 @@ def small_step(convolutions_alone: bool) -> Contender:
         steps, batches = recipe.attack.steps, 10 if sizes.side == 32 else 1
         images = noise(replace(sizes, network="", batch=recipe.batch_size, side=32, batches=batches), device)
         model = models.build(preset.network, 10, [0.5] * 3, [0.25] * 3, seed=0).to(device)
-        layers = {}  # each convolution with the shape of what it reads
-        hooks = [
-            layer.register_forward_hook(lambda layer, args, out: layers.update({layer: (args[0].shape, out.shape)}))
-            for layer in model.modules()
-            if isinstance(layer, nn.Conv2d)
-        ]
-        with torch.no_grad():
-            model(images.images[: recipe.batch_size].float() / 255)
-        for hook in hooks:
-            hook.remove()
+        layers = convolutions(model, images.images[: recipe.batch_size].float() / 255)
         forward = sum(2 * out.numel() * layer.weight[0].numel() for layer, (_, out) in layers.items()) / 1e9
         units = batches * forward * (2 * (steps + 1) + 1)
         short = replace(recipe, epochs=2, validate_every=2, validation=Attack())

@@ -7,11 +7,12 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-ROWS = ["step", "evaluation", "pruning", "ties", "tickets", "masking"]
+ROWS = ["step", "evaluation", "last_step", "pruning", "ties", "tickets", "masking"]
 ROWS += ["crops", "resized", "imports", "arithmetic", "small", "memory"]
 PEERS = {  # of which none need be installed
     "step": ["torchattacks", "MadryLab robustness"],
     "evaluation": ["torchattacks", "foolbox", "cleverhans", "ART"],
+    "last_step": ["torchattacks"],
 }
 
 
@@ -33,8 +34,9 @@ def test_every_row_runs_and_its_contenders_agree(tmp_path):
                 assert math.isfinite(value) and value > 0
     for name in ("pruning", "ties", "tickets", "masking"):
         assert len({line["masks"] for line in rows[name].values()}) == 1
-    ra = [line["ra"] for line in rows["evaluation"].values() if "ra" in line]
-    assert len(ra) >= 2 and min(ra) > 0.1 and max(ra) - min(ra) <= 2.5 / report["about"]["sizes"]["test_images"]
+    for name in ("evaluation", "last_step"):
+        ra = [line["ra"] for line in rows[name].values() if "ra" in line]
+        assert len(ra) >= 2 and min(ra) > 0.1 and max(ra) - min(ra) <= 2.5 / report["about"]["sizes"]["test_images"]
 
 
 def test_the_schedule_of_a_grid_is_that_of_a_hand_made_case():
