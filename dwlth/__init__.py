@@ -25,7 +25,7 @@ folders have one duty each:
     results/  where each file lies, the record of a run, the table
     files/    reading and writing: whole, flushed to the disk, sealed with a checksum
     data/     datasets by name, augmentation, image files
-    fast/     small networks side by side, batch norm folded away for evaluation, a batch shared by processes
+    fast/     small networks side by side, batch norm folded away, dead channels removed, a batch shared by processes
     outside/  what others made: checkpoints, downloads, AutoAttack, tickets of the paper's public code
     running/  many runs: which are left, what they cost, on which processes; torchrun; `--set`
     show/     figures, the scoreboard of claims, analysis, reports, inspection, widgets

@@ -1,1 +1,1 @@
-"""Nothing here changes what is computed: networks side by side, batch norm folded away, a batch shared by processes."""
+"""Nothing here changes what is computed: networks side by side, no batch norm, no dead channels, a shared batch."""
