@@ -201,6 +201,12 @@ def test_results_of_the_readme_are_those_of_the_tables():
     assert f"The standard one loses {lost['standard']:.1f} points of SA." in README
     early = (means["sa"][0] - means["sa"][3])["standard"]
     assert f"that ticket loses {early:.1f} points of SA after adversarial transfer" in " ".join(README.split())
+    whole = read_table(ROOT / "results" / "cifar-small" / "table.csv").query("fraction == 1 and stage == 'transfer'")
+    whole = 100 * whole.query("round == 0 and seed == 0").set_index(["source", "regime"])[["sa", "ra"]]
+    for source in whole.index.unique("source"):
+        plain, attacked = whole.loc[source, "standard"], whole.loc[source, "adversarial"]
+        row = f"| {source.replace('_', ' ')} | {plain['sa']:.1f} % | {attacked['sa']:.1f} % | {attacked['ra']:.1f} % |"
+        assert row in (ROOT / "docs" / "cifar-small.md").read_text()
     table, section = read_table(ROOT / "results" / "digits" / "table.csv"), " ".join(README.split())
     preset, imp = presets.get("digits"), table[table["method"] == "imp"]
     found = verdict.verdict(table, preset.margins).set_index(["fraction", "source"])["sparsity"]
