@@ -228,6 +228,10 @@ def test_results_of_the_readme_are_those_of_the_tables():
     assert f"(at 79.02 % sparsity {pair})" in section
     pair = "{0[imp]:.1f} % against {0[random]:.1f} %".format(five["adversarial", 15])
     assert f"(at 96.48 % sparsity {pair})" in section
+    ten = table.query("stage == 'transfer' and regime == 'adversarial' and source == 'adversarial' and seed < 10")
+    ten = 100 * ten.query("round == 11 and fraction == 1").groupby("method")["ra"].mean()
+    assert f"{ten['imp'] - ten['reinit']:.1f} points less RA than the adversarial ticket of 91.41 %" in section
+    assert f"and a dense network of as few weights has {ten['imp'] - ten['narrow']:.1f} points less" in section
     under = 100 * table[table["stage"] == "autoattack"].groupby(["source", "round"])["ra"].mean()
     dense = [f"{under[source, 0]:.1f} %" for source in ("adversarial", "fast_adversarial", "standard")]
     assert "{} (adversarial), {} (fast adversarial) and {} (standard) for the dense".format(*dense) in section
