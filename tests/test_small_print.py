@@ -188,6 +188,18 @@ def test_results_of_the_readme_are_those_of_the_tables():
         board = scoreboard(table, presets.get(name).margins)
         rows = [f"| {row.claim} | **{row.answer}** | {row.effect} |" for row in board.itertuples()]
         assert block.splitlines()[2:] == rows, name
+        if name == "cifar-small":
+            effects = board.set_index("claim")["effect"]["They are more data-efficient (with 10% and 1% of the data)"]
+            gains = re.findall(
+                r"standard -(\S+) .*?adversarial \+(\S+) (\(.*?\)); RA adversarial \+(\S+) (\(.*?\))", effects
+            )
+            (cost, sa, sa_range, ra, ra_range), (cost_1, sa_1, sa_1_range, ra_1, ra_1_range) = gains
+            said = " ".join(README.split())
+            assert (
+                f"have {sa} points more SA {sa_range} and {ra} points more RA {ra_range} than the standard ones" in said
+            )
+            assert f"With 1 % they have {sa_1} {sa_1_range} and {ra_1} {ra_1_range} points more" in said
+            assert f"{cost} points with 10 % of the data, {cost_1} with 1 %" in said
     small = read_table(ROOT / "results" / "cifar-small" / "table.csv").query(
         "regime == 'adversarial' and fraction == 0.1"
     )
