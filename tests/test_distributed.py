@@ -298,10 +298,10 @@ def test_each_process_decodes_its_own_images(tmp_path, monkeypatch):
 
     for number in range(14):
         Image.new("RGB", (9, 9), (number, 0, 0)).save(tmp_path / f"{number}.png")
-    paths = data.datasets.np.array([str(path) for path in sorted(tmp_path.iterdir())])
+    paths = data.splits.np.array([str(path) for path in sorted(tmp_path.iterdir())])
     split = Streamed(paths, torch.arange(14), workers=0)
-    read, reads = data.datasets.read, []
-    monkeypatch.setattr(data.datasets, "read", lambda path: reads.append(path) or read(path))
+    read, reads = data.splits.read, []
+    monkeypatch.setattr(data.splits, "read", lambda path: reads.append(path) or read(path))
     recipe = Recipe(1, 6, 0.1, augment=Augment("resized", size=4, resize=4), parts=4)
 
     def batches(rank, size):
