@@ -2,19 +2,22 @@
 
 import time
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from dwlth import data, models, presets
+from dwlth import data, models, presets, sources
 from dwlth.attacks import Attack
+from dwlth.evaluation import evaluate
 from dwlth.results import Folder
 from dwlth.running import cost, grid, machine, progress
 from dwlth.running.cost import passes
 from dwlth.runs import Run
 from dwlth.training import fit_members
 
+ROOT = Path(__file__).parents[1]
 SMALL = Folder(presets.get("cifar-small"))
 DENSE = Run("transfer", "adversarial", 0, downstream="cifar10", regime="adversarial", fraction=1.0)
 
@@ -143,6 +146,16 @@ def test_an_experiment_chooses_the_threads_of_its_process(monkeypatch):
             assert torch.get_num_threads() == threads, name
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("source", ["standard", "adversarial"])
+def test_a_test_attacks_about_as_many_images_as_is_estimated(source):
+    folder = Folder(presets.get("digits"), ROOT / "results")
+    model = sources.load(folder, Run("pretrain", source, 0))
+    test, attack, images = folder.dataset("digits0-4", 0).test, folder.preset.evaluation, []
+    model.register_forward_hook(lambda module, inputs, output: images.append(len(output)))
+    evaluate(model, test, attack, 0)
+    assert 0.5 < sum(images) / (len(test) * (1 + attack.steps)) / cost.ATTACKED[source] <= 2.1
 
 
 @pytest.mark.parametrize("regime", ["standard", "adversarial"])
