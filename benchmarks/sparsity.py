@@ -31,6 +31,7 @@ from dwlth.fast.folding import fold
 from dwlth.fast.shrink import channels, shrink, shrink_for_training
 from dwlth.masks import Mask
 from dwlth.models import Classifier
+from dwlth.show.sparsity import multiplications, packed_bytes
 
 PRESETS = {"digits": ((14, 15, 17), "imp"), "cifar-small": ((14, 17, 19), "oneshot")}
 """The tickets, by round. `cifar-small`'s IMP ends at round 11: 91 %."""
@@ -111,18 +112,6 @@ def images(model: Classifier, count: int) -> torch.Tensor:
     return torch.rand(count, depth, *[8 if depth == 1 else 32] * 2, generator=generator)
 
 
-def multiplications(model: Classifier) -> int:
-    """Of the convolutions, for one image."""
-    found = []
-    for module in model.modules():
-        if isinstance(module, torch.nn.Conv2d):
-            module.register_forward_hook(
-                lambda layer, _, out: found.append(out[0, 0].numel() * layer.weight.numel())  # for each pixel, all
-            )
-    model(images(model, 1))
-    return sum(found)
-
-
 def spread(values: list[float], form: str = "{:g}") -> str:
     low, high = form.format(min(values)), form.format(max(values))
     middle = form.format(median(values))
@@ -133,8 +122,7 @@ def dead(results: Path, seconds: float) -> None:
     counts: dict[tuple, list] = {}
     for preset, source, _, model, mask in sparse_networks(results):
         smaller, trained = shrink(model, images(model, 8)), shrink_for_training(model)
-        work = [multiplications(copy.deepcopy(m)) for m in (trained, smaller)]
-        whole = multiplications(copy.deepcopy(model))
+        whole, *work = (multiplications(m, images(model, 1)) for m in (model, trained, smaller))
         key = (preset, source, f"{mask.sparsity:.1%}", channels(model))
         gone = [channels(model) - channels(trained), channels(model) - channels(smaller)]
         counts.setdefault(key, []).append([gone[0], 100 * (1 - work[0] / whole), gone[1], 100 * (1 - work[1] / whole)])
@@ -198,13 +186,12 @@ def size(results: Path, seconds: float) -> None:
         mask.apply_(model.net)
         nets.append(("resnet50, random weights", model, mask))
     for name, model, mask in nets:
-        state = model.net.state_dict()
-        whole = sum(tensor.nbytes for tensor in state.values())
+        state, (whole, packed) = model.net.state_dict(), packed_bytes(model, mask)
         rest = whole - 4 * mask.total
         bits = b"".join(np.packbits(tensor.numpy()).tobytes() for tensor in mask.values())
         csr = 8 * mask.kept + sum(4 * (len(tensor) + 1) for tensor in mask.values()) + rest
         zipped = len(zlib.compress(b"".join(tensor.numpy().tobytes() for tensor in state.values())))
-        sizes = [len(bits), len(bits) + 4 * mask.kept + rest, csr, zipped]
+        sizes = [len(bits), packed, csr, zipped]
         row = [name, f"{mask.sparsity:.1%}", f"{whole:,}", *(f"{each:,} ({whole / each:.1f}x)" for each in sizes)]
         if row not in rows:
             rows.append(row)

@@ -21,7 +21,7 @@ from dwlth.results import Folder, read_record
 from dwlth.running import cost, grid, machine
 from dwlth.running.settings import override
 from dwlth.runs import Run
-from dwlth.show import analysis, claims, crossing, figures, inspection, report
+from dwlth.show import analysis, audit, claims, crossing, figures, inspection, report, sparsity
 from dwlth.show import controls as pictures
 
 COMMAND = "dwlth.Experiment.have"
@@ -284,6 +284,18 @@ class Experiment:
     def connectivity(self, fraction: float | None = None, downstream: str | None = None) -> Figure:
         """The barriers between two trainings from one start."""
         return pictures.draw_connectivity(self.table(), self.task(downstream), fraction)
+
+    def audit(self) -> pd.DataFrame:
+        """What `python -m dwlth audit` found: a row for each check, a column for each network."""
+        return audit.checks(audit.read_audit(self.folder))
+
+    def robustness(self) -> Figure:
+        """The audited networks under attacks of other radii, and under corruptions."""
+        return audit.draw_audit(audit.read_audit(self.folder))
+
+    def savings(self, seed: int = 0) -> Figure:
+        """What the sparsity of IMP's tickets buys: smaller files, and channels that can be removed."""
+        return sparsity.draw_savings(sparsity.savings(self.folder, seed))
 
     def mask_or_weights(self, fraction: float | None = None, downstream: str | None = None) -> str:
         """What the crossing shows at its sparsest ticket, in two sentences."""

@@ -7,11 +7,14 @@ import pytest
 import torch
 from torch import nn
 
+from dwlth import presets
 from dwlth.__main__ import main
 from dwlth.attacks import Attack
-from dwlth.errors import DwlthError
+from dwlth.errors import DwlthError, NotYet
 from dwlth.recipe import Recipe
+from dwlth.results import Folder
 from dwlth.running.audit import active_test, audit, calibration_error
+from dwlth.show.audit import checks, draw_audit, read_audit
 from dwlth.training import fit_members
 
 ATTACK = Attack(0.15, 0.04, 10)
@@ -97,16 +100,32 @@ def test_an_attack_without_steps_is_refused(honest):
         audit(*honest, Attack())
 
 
-def test_the_command_writes_a_table_and_claims(tiny_args, tmp_path, capsys):
+def test_the_command_writes_a_table_and_claims(tiny_args, tmp_path, capsys, monkeypatch):
+    """A small network is audited on one thread, as it is trained."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    threads = []
+    counted = lambda *args, **named: threads.append(torch.get_num_threads()) or audit(*args, **named)
+    monkeypatch.setattr("dwlth.running.audit.audit", counted)
     small = [*tiny_args, "--set", "autoattack_images=40", "--set", "rounds=0,2", "--set", "fractions=1.0"]
     place = ["--results", str(tmp_path), "--workers", "1"]
     assert main(["run", "digits", *small, *place]) == 0
     capsys.readouterr()
     assert main(["audit", "digits", *small, *place, "--source", "adversarial", "--seeds", "1"]) == 0
     printed = capsys.readouterr().out
-    assert "RA under AutoAttack" in printed and "checks failed" in printed
+    assert "RA under AutoAttack" in printed and "checks failed" in printed and set(threads) == {1}
     (table,) = tmp_path.glob("*/audit.csv")
     claims = json.loads((table.parent / "claims.json").read_text())["claims"]
     assert claims[0]["evaluation"] == "AutoAttack (standard), the first 40 test images"
     assert claims[0]["autoattack_acc"] <= claims[0]["clean_acc"]
     assert (table.parent / claims[0]["file"]).exists()
+    found = read_audit(Folder(replace(presets.get("digits"), name=table.parent.name), tmp_path))
+    wide = checks(found)
+    assert wide.index[0] == "SA and RA" and len(wide.columns) == 1 + len(claims)
+    assert f"{claims[0]['autoattack_acc']:.1f} % (" in wide.loc["RA under AutoAttack"].iloc[1]
+    radii = draw_audit(found).axes[0].get_lines()[0].get_ydata()
+    assert len(radii) == 6 and radii[0] == claims[0]["clean_acc"] and radii[3] == claims[0]["pgd_acc"]
+
+
+def test_a_page_without_an_audit_names_the_command(tmp_path):
+    with pytest.raises(NotYet, match="python -m dwlth audit digits"):
+        read_audit(Folder(presets.get("digits"), tmp_path))

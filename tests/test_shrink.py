@@ -1,18 +1,22 @@
 """A network without its dead channels computes what the whole one does, and trains to the same end."""
 
 import copy
+import math
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from dwlth import data, masks, models, training
-from dwlth.errors import DwlthError
+from dwlth import data, masks, models, presets, training
+from dwlth.errors import DwlthError, NotYet
 from dwlth.evaluation import evaluate
 from dwlth.fast.folding import fold
 from dwlth.fast.shrink import channels, shrink, shrink_for_training
 from dwlth.masks import Mask
 from dwlth.recipe import Recipe
+from dwlth.results import Folder
+from dwlth.show.sparsity import draw_savings, multiplications, packed_bytes, savings
 
 SIDES = {"small_resnet": 8, "small_resnet32": 32, "resnet18-3x3": 16, "resnet50": 64}
 
@@ -144,3 +148,27 @@ def test_networks_whose_batch_norm_cannot_be_folded_are_refused(monkeypatch):
     monkeypatch.setattr("dwlth.fast.shrink.fold", lambda model, images: fold(model, images * torch.nan))
     with pytest.raises(DwlthError, match="batch norm"):
         shrink(model, images)
+
+
+def test_bytes_and_multiplications_of_a_network_counted_by_hand():
+    model, images = network("small_resnet")
+    mask = masks.prune(masks.dense(model.net), masks.magnitude(model.net), 0.9)
+    numbers = sum(tensor.numel() for tensor in model.net.state_dict().values() if tensor.is_floating_point())
+    counters = sum(not tensor.is_floating_point() for tensor in model.net.state_dict().values())
+    whole, packed = packed_bytes(model, mask)
+    assert whole == 4 * numbers + 8 * counters
+    assert packed == whole - 4 * mask.total + 4 * mask.kept + sum(math.ceil(each.numel() / 8) for each in mask.values())
+    conv = models.build("small_resnet", 10, [0.4], [0.3], 0)
+    conv.net = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.Conv2d(2, 5, 1, stride=2))
+    assert multiplications(conv, images) == 8 * 8 * 2 * 9 + 4 * 4 * 5 * 2
+
+
+def test_what_sparsity_buys_is_read_from_the_tickets_on_disk(tmp_path):
+    folder = Folder(presets.get("digits"), Path(__file__).parents[1] / "results")
+    found = savings(folder).set_index(["source", "round"])
+    early, late = found.loc[("standard", 1)], found.loc[("standard", 19)]
+    assert early["dead"] == early["saved"] == 0 and 1 < early["smaller"] < 1.3
+    assert late["dead"] > 0 and late["saved"] > 0 and late["smaller"] > 10
+    assert len(draw_savings(found.reset_index()).axes) == 3
+    with pytest.raises(NotYet, match="no ticket of seed 0 is on disk"):
+        savings(Folder(presets.get("digits"), tmp_path))

@@ -22,6 +22,7 @@ from dwlth.files import write, write_json
 from dwlth.models import Classifier
 from dwlth.outside.autoattack import autoattack
 from dwlth.results import Folder, provenance
+from dwlth.running.machine import threads, torch_threads
 from dwlth.runs import Run, stream
 from dwlth.transfer import load
 
@@ -154,7 +155,8 @@ def audit_transfers(folder: Folder, runs: Sequence[Run]) -> pd.DataFrame:
         test = task.test.take(list(range(min(preset.autoattack_images, len(task.test)))))
         moved = {str(other.source): load(folder, other) for other in others}
         attack, seed = preset.evaluation, stream(run.seed, "audit")
-        found = audit(load(folder, run), test, attack, seed=seed, others=moved, **recipe.measuring)
+        with torch_threads(threads(preset.network)):
+            found = audit(load(folder, run), test, attack, seed=seed, others=moved, **recipe.measuring)
         sparsity = 1 - (1 - preset.prune_rate) ** run.round
         tables.append(found.assign(id=preset.run_id(run), source=run.source, sparsity=sparsity, seed=run.seed))
         measured = found.set_index("check")["found"]

@@ -1,0 +1,93 @@
+"""What sparsity buys, of the tickets on disk: smaller files, and channels that can be removed.
+
+The times that this saves are measured by `benchmarks/sparsity.py`; docs/sparsity.md has them.
+"""
+
+import copy
+
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+
+from dwlth import data, sources, tickets
+from dwlth.errors import NotYet
+from dwlth.fast.shrink import channels, shrink
+from dwlth.masks import Mask
+from dwlth.models import Classifier
+from dwlth.results import Folder
+from dwlth.runs import Run
+from dwlth.show import style
+from dwlth.show.figures import _legend, sparsity_axis
+from dwlth.show.style import WIDTH, Picture, styled
+
+PANELS = {"smaller": "File (times smaller)", "dead": "Channels gone (%)", "saved": "Multiplications saved (%)"}
+
+
+@torch.no_grad()
+def savings(folder: Folder, seed: int = 0) -> pd.DataFrame:
+    """A row for each source of this seed and each of its tickets of IMP on disk: `source`, `round`, `sparsity`, and of
+    the source's weights under that mask
+
+    - `smaller`: how many times fewer bytes than the dense network they take (`packed_bytes`)
+    - `dead`: the part of the channels that `dwlth.fast.shrink` removes for inference, in percent
+    - `saved`: the part of the convolutions' multiplications that goes with them, in percent
+
+    Raises:
+        NotYet: where no ticket is on disk.
+    """
+    task = data.blank(folder.preset.upstream) or folder.dataset(folder.preset.upstream, 0)
+    images = torch.rand(8, *task.test.images.shape[1:], generator=torch.Generator().manual_seed(0))
+    rows = []
+    for source in folder.preset.pretrain:
+        paths = {round_: folder.ticket(Run("imp", source, seed, round_)) for round_ in range(1, 100)}
+        paths = {round_: path for round_, path in paths.items() if path.exists()}
+        dense = sources.load(folder, Run("pretrain", source, seed)).cpu().eval() if paths else None
+        for round_, path in paths.items():
+            model, (mask, _) = copy.deepcopy(dense), tickets.load(path)
+            mask.apply_(model.net)
+            whole, packed = packed_bytes(model, mask)
+            small = shrink(model, images)
+            dead = 100 * (1 - channels(small) / channels(model))
+            saved = 100 * (1 - multiplications(small, images) / multiplications(model, images))
+            row = {"source": source, "round": round_, "sparsity": mask.sparsity, "smaller": whole / packed}
+            rows.append(row | {"dead": dead, "saved": saved})
+    if not rows:
+        raise NotYet(f"no ticket of seed {seed} is on disk: `python -m dwlth run {folder.preset.name}` makes them")
+    return pd.DataFrame(rows)
+
+
+@styled()
+def draw_savings(found: pd.DataFrame) -> Figure:
+    """The columns of `savings` against sparsity, a panel each, by source."""
+    looks = style.of_sources(found["source"])
+    figure = Picture(figsize=(WIDTH, 2.9), layout="constrained")
+    for panel, (column, title) in zip(figure.subplots(1, len(PANELS)), PANELS.items()):
+        style.lines(panel, found, "round", column, "source", looks)
+        sparsity_axis(panel, found.groupby("round")["sparsity"].first().to_dict())
+        panel.set(title=title, ylabel="", xlabel="Sparsity (%)", ylim=(0, None))
+    _legend(figure, *zip(style.handles(looks)))
+    return figure
+
+
+def packed_bytes(model: Classifier, mask: Mask) -> tuple[int, int]:
+    """Bytes of a dense network, and of a sparse one by itself: a bit for each prunable weight, each survivor, and the
+    head, biases and batch norm in full."""
+    whole = sum(tensor.nbytes for tensor in model.net.state_dict().values())
+    bits = sum(-(-tensor.numel() // 8) for tensor in mask.values())
+    return whole, bits + whole - 4 * (mask.total - mask.kept)
+
+
+def multiplications(model: Classifier, images: torch.Tensor) -> int:
+    """Of the convolutions, for one of the images."""
+    found: list[int] = []
+    hooks = [
+        module.register_forward_hook(
+            lambda layer, _, out: found.append(out[0, 0].numel() * layer.weight.numel())  # for each pixel, all
+        )
+        for module in model.modules()
+        if isinstance(module, torch.nn.Conv2d)
+    ]
+    model(images[:1])
+    for hook in hooks:
+        hook.remove()
+    return sum(found)
