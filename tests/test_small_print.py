@@ -2,6 +2,7 @@
 
 import ast
 import io
+import json
 import re
 import shlex
 import subprocess
@@ -11,6 +12,7 @@ from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from dwlth import masks, models, presets, verdict
@@ -319,3 +321,18 @@ def test_a_folder_of_images_needs_no_code(tmp_path, tiny_args):
     assert ran.returncode == 0, ran.stderr
     (path,) = (tmp_path / "mine").glob("*/table.csv")
     assert {"folder:pets"} == {*read_table(path).query("stage == 'transfer'")["downstream"]}
+
+
+def test_the_audit_of_the_readme_is_the_committed_one():
+    found = pd.read_csv(ROOT / "results" / "digits" / "audit.csv", keep_default_na=False)
+    judged, failed = found[found["verdict"] != ""], found[found["verdict"] == "fails"]
+    assert f"{len(judged) - len(failed)} of {len(judged)} checks pass" in README
+    assert set(failed["source"]) == {"fast_adversarial"}
+    percents = found.assign(ra=found["found"].str.extract(r"([\d.]+) %$", expand=False).astype(float))
+    ra = percents.pivot(index=["source", "sparsity"], columns="check", values="ra").loc["fast_adversarial"]
+    lost = (ra["SA and RA"] - ra["RA under 5 restarts"]).tolist()
+    assert "its dense network and its\n  ticket {:.1f} and {:.1f} points of RA".format(*lost) in README
+    hits, planted = failed[failed["check"].str.startswith("planted")]["found"].item().split(" of ")
+    assert f"misses {int(planted) - int(hits)} of {planted} weaknesses" in README
+    claims = json.loads((ROOT / "results" / "digits" / "claims.json").read_text())["claims"]
+    assert {claim["commit"] for claim in claims} == {"bf1fc35be684"} and "commit bf1fc35be684" in README

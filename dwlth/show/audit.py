@@ -7,7 +7,6 @@ from dwlth.errors import NotYet
 from dwlth.presets import SOURCES
 from dwlth.results import Folder
 from dwlth.show import style
-from dwlth.show.figures import _legend
 from dwlth.show.style import WIDTH, Picture, styled
 
 
@@ -26,6 +25,8 @@ def read_audit(folder: Folder) -> pd.DataFrame:
 def checks(found: pd.DataFrame) -> pd.DataFrame:
     """A row for each check, with what an honest network shows, and a column for each network: what was found, and
     whether it passes."""
+    others = found["check"].str.replace(r"(?<=images made for ).*", "another network", regex=True)
+    found = found.assign(check=others)
     shown = found["found"] + found["verdict"].map(lambda verdict: f" ({verdict})" if verdict else "")
     wide = found.assign(network=_networks(found), shown=shown).pivot(
         index=["check", "honest"], columns="network", values="shown"
@@ -37,18 +38,18 @@ def checks(found: pd.DataFrame) -> pd.DataFrame:
 
 @styled()
 def draw_audit(found: pd.DataFrame) -> Figure:
-    """The accuracy of each network against the attack's radius, and against the severity of each corruption. Dense
-    networks have full lines, tickets dashed ones."""
+    """RA of each network against the attack's radius, and SA against the severity of each corruption (these panels have
+    one range). Dense networks have full lines, tickets dashed ones."""
     found = found.assign(network=_networks(found))
     looks = style.of_sources(found["source"])
     radii = next(check for check in found["check"] if check.startswith("RA at ") and check.endswith(" eps"))
     places = [float(number) for number in radii.removeprefix("RA at ").removesuffix(" eps").split(", ")]
     corruptions = [check for check in found["check"].unique() if check.endswith(", five severities")]
-    titles = {radii: ("RA", "Radius (times eps)")} | {
-        check: (check.removesuffix(", five severities"), "Severity") for check in corruptions
-    }
+    titles = {radii: ("RA", "Radius (times eps)")}
+    titles |= {check: (check.removesuffix(", five severities"), "Severity") for check in corruptions}
     figure = Picture(figsize=(WIDTH, 4.6), layout="constrained")
-    grid = figure.subplots(2, -(-len(titles) // 2), squeeze=False, sharey=True)
+    grid = figure.subplots(2, -(-len(titles) // 2), squeeze=False)
+    low = 100.0
     for panel, (check, (title, axis)) in zip(grid.flat, titles.items()):
         for row in found[found["check"] == check].itertuples():
             values = [float(number) for number in row.found.removesuffix(" %").split(", ")]
@@ -57,13 +58,17 @@ def draw_audit(found: pd.DataFrame) -> Figure:
             if check == radii:
                 clean = found[(found["network"] == row.network) & (found["check"] == "SA and RA")]["found"].item()
                 x, values = [0, *places], [float(clean.partition(" and ")[0]), *values]
+            else:
+                low = min(low, *values)
             panel.plot(x, values, **look)
         panel.set(title=title, xlabel=axis, ylim=(0, 100))
+    for panel in grid.flat[1:]:
+        panel.set_ylim(low - 2, 100)
     for line in grid:
         line[0].set_ylabel("Accuracy (%)")
     for panel in grid.flat[len(titles) :]:
         panel.set_axis_off()
-    _legend(figure, grid.flat[0].get_lines())
+    figure.legend(handles=grid.flat[0].get_lines(), loc="outside lower center", ncols=3)
     return figure
 
 
