@@ -376,13 +376,21 @@ def test_the_pictures_show_the_numbers(tmp_path):
 def test_the_scoreboard_s_open_questions():
     table = planted(of_weights)
     board = claims.scoreboard(table, MARGINS).set_index("claim")
-    assert len(board) == 8
+    assert len(board) == 10
     mask = board.loc["IMP's mask beats a shuffled one"]
     assert mask["answer"] == "contradicted" and mask["effect"].startswith("SA standard -3.") and mask["seeds"] == 5
     weights = board.loc["The source of the weights matters more than that of the mask"]
     assert weights["answer"] == "supported" and weights["figure"] == "crossing-digits5-9.png"
     assert "RA adversarial +2." in weights["effect"]  # (5 - 1) / sqrt(2) points
-    without = table[~table["method"].str.contains("crossed|shuffled")]
+    training = board.loc["IMP must train as its source did"]
+    assert training["answer"] == "supported" and training["effect"].startswith(("SA standard +1.", "SA standard +2."))
+    barrier = board.loc["No barrier parts two trainings from one start"]
+    assert barrier["answer"] == "contradicted" and "RA adversarial +7.5 (7.5 to 7.5)" in barrier["effect"]
+    low = table.assign(barrier_sa=0.002, barrier_ra=np.where(table["seed"] % 2, 0.01, 0.02))
+    barrier = claims.scoreboard(low, MARGINS).set_index("claim").loc["No barrier parts two trainings from one start"]
+    assert barrier["answer"] == "undecided" and "SA adversarial +0.2 (0.2 to 0.2)" in barrier["effect"]
+    low = claims.scoreboard(low.assign(barrier_ra=0.019), MARGINS).set_index("claim")
+    assert low.loc["No barrier parts two trainings from one start"]["answer"] == "supported"
+    without = table[~table["method"].str.contains("crossed|shuffled|trained") & (table["stage"] != "connect")]
     assert len(claims.scoreboard(without, MARGINS)) == 6
-    other = {"IMP's mask beats a shuffled one", "The source of the weights matters more than that of the mask"}
-    pd.testing.assert_frame_equal(claims.scoreboard(without, MARGINS).set_index("claim"), board.drop(index=list(other)))
+    pd.testing.assert_frame_equal(claims.scoreboard(without, MARGINS).set_index("claim"), board[:6])

@@ -21,7 +21,7 @@ SCARCE = (0.1, 0.01)
 
 
 def scoreboard(table: pd.DataFrame, margins: Mapping[str, float], robust: str = "adversarial") -> pd.DataFrame:
-    """One row for each claim of the abstract, and for two questions that it leaves open.
+    """One row for each claim of the abstract, and for four questions that it leaves open.
 
     Args:
         table: of `dwlth.results.read_table`.
@@ -52,20 +52,25 @@ def scoreboard(table: pd.DataFrame, margins: Mapping[str, float], robust: str = 
         all three intervals lie above 0. It is contradicted if any lies below 0, even where others lie above (the claim
         says SA *and* RA); there the interval's level is 1 - 5 % / 3 (or over as many numbers as there are), since any
         would do. Anything else is undecided, and so is what the table has no runs for. Where intervals of 95 % lie on
-        both sides of 0, the effect says "mixed". Two more rows, which are not the abstract's, follow where the table
-        has the runs of `dwlth.controls`:
+        both sides of 0, the effect says "mixed". Four more rows, which are not the abstract's, follow where the table
+        has the runs of `dwlth.controls` and `dwlth.connectivity`:
 
         7. *IMP's mask beats a shuffled one*: SA and RA of IMP's tickets minus those of the same masks, shuffled in each
-           layer; the mean over sources, rounds and tasks. Here and in 8, with the largest fraction that has such runs.
+           layer; the mean over sources, rounds and tasks. Here and below, with the largest fraction that has such runs.
         8. *The source of the weights matters more than that of the mask*: in the crossing of masks and weights, for
            each seed and round the spread (standard deviation) of the means of the sources of the weights minus that of
            the means of the sources of the masks; the mean over rounds and tasks.
+        9. *IMP must train as its source did*: SA and RA of IMP's tickets minus those that IMP found on the same source
+           with the training of another; the mean over both sources, rounds and tasks.
+        10. *No barrier parts two trainings from one start*: supported if the interval of each criterion's barrier (the
+           mean over sources, rounds and tasks) lies below the margin, contradicted if one lies above it (level as
+           above).
 
         Failed runs have no numbers: in 3 to 6 their seeds are left out, and
         so is a round that less than half of the seeds have.
     """
-    table = table[table["stage"].isin(["transfer", "imp"])]
     whole = table
+    table = table[table["stage"].isin(["transfer", "imp"])]
     table = table[table["method"] == "imp"]
     gain, tasks = _gains(table, robust)
     counts = {f: gain.loc[f].dropna().index.get_level_values("seed").nunique() for f in gain.index.unique("fraction")}
@@ -105,8 +110,12 @@ def scoreboard(table: pd.DataFrame, margins: Mapping[str, float], robust: str = 
             _weights_over_mask(whole, tasks),
             f"crossing-{place}.png",
         ),
+        "IMP must train as its source did": (_own_training(whole, tasks), f"training-{place}.png"),
     }
     rows += [(claim, *_above({"": of}, ""), figure) for claim, (of, figure) in open_.items() if of is not None]
+    if (barriers := _barriers(whole)) is not None:
+        answer = _below(barriers, margins)
+        rows.append(("No barrier parts two trainings from one start", *answer, f"connectivity-{place}.png"))
     return pd.DataFrame(rows, columns=["claim", "answer", "effect", "seeds", "figure"])
 
 
@@ -154,6 +163,42 @@ def _weights_over_mask(table: pd.DataFrame, tasks: list[str]) -> pd.DataFrame | 
     if not spreads:
         return None
     return pd.concat(weights - mask for weights, mask in spreads).groupby(level="seed").mean()
+
+
+def _own_training(table: pd.DataFrame, tasks: list[str]) -> pd.DataFrame | None:
+    """Tickets of IMP minus those with the training of another source between its rounds, as `_over_shuffled`."""
+    found = []
+    for task in tasks:
+        with suppress(NotYet):
+            found.append(crossed(table, task, kind="trained"))
+    if not found:
+        return None
+    cells = pd.concat(found)
+    own = cells["weights"] == cells["mask"]
+    # the mean of each source first: it has one training of its own, and several others
+    means = [cells[of].groupby(["seed", "round", "weights"])[list(CRITERIA)].mean() for of in (own, ~own)]
+    return (means[0] - means[1]).groupby(level="seed").mean()
+
+
+def _barriers(table: pd.DataFrame) -> pd.DataFrame | None:
+    """Points lost on the way between two trainings, a column for each criterion, by seed; None where there are none."""
+    runs = table.query("stage == 'connect' and status == 'ok'") if "status" in table else table[:0]
+    runs = runs[runs["fraction"] == runs["fraction"].max()]
+    if runs.empty:
+        return None
+    of = {regime: runs[runs["regime"] == regime].groupby("seed") for regime in runs["regime"].unique()}
+    columns = {name: of[regime][f"barrier_{key}"] for name, (regime, key) in CRITERIA.items() if regime in of}
+    return pd.DataFrame({name: 100 * barrier.mean() for name, barrier in columns.items()}).dropna()
+
+
+def _below(barriers: pd.DataFrame, margins: Mapping[str, float]) -> tuple[str, str, int]:
+    """Whether barriers lie below the margins: the answer, the effect and the seeds."""
+    limits = np.array([margins[CRITERIA[criterion][1]] for criterion in barriers.columns])
+    points = barriers.to_numpy(float)
+    mean, _, low, high = bounds(points, 0.975)
+    strict = bounds(points, 1 - 0.025 / len(limits))[2]
+    answer = "contradicted" if (strict > limits).any() else "supported" if (high < limits).all() else "undecided"
+    return answer, "; ".join(map(_points, barriers.columns, mean, low, high)), len(points)
 
 
 def _at(gain: pd.DataFrame, fraction: float) -> pd.DataFrame:
