@@ -27,8 +27,7 @@ from dwlth.masks import Mask, prunable
 from dwlth.models import Classifier
 from dwlth.presets import SOURCES
 from dwlth.show import style
-from dwlth.show.figures import sparsity_axis
-from dwlth.show.style import MARKERS, WIDTH, Look, Picture, styled
+from dwlth.show.style import MARKERS, WIDTH, Look, Picture, sparsity_axis, styled
 
 
 def layer_sparsity(mask: Mask) -> pd.Series:

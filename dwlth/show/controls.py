@@ -16,8 +16,7 @@ from dwlth.presets import SOURCES, in_order
 from dwlth.results.records import BARRIERS
 from dwlth.show import style
 from dwlth.show.crossing import PARTS, against_imp, crossed, variance
-from dwlth.show.figures import _interval, _legend, percent, sparsity_axis
-from dwlth.show.style import WIDTH, Picture, styled
+from dwlth.show.style import WIDTH, Picture, interval, legend, percent, sparsity_axis, styled
 from dwlth.verdict import CRITERIA
 
 KINDS = {"crossed": "Source of the mask", "trained": "IMP trained as for"}
@@ -43,7 +42,7 @@ def draw_crossing(table: pd.DataFrame, downstream: str, fraction: float | None =
             cells = found[found["round"] == round_].groupby(["weights", "mask"])[criterion]
             top, bottom = (end(found.groupby(["round", "weights", "mask"])[criterion].mean()) for end in (max, min))
             means = cells.mean().unstack().loc[names[0], names[1]]
-            half = cells.agg(lambda values: _interval(values)[1] - values.mean()).unstack().loc[names[0], names[1]]
+            half = cells.agg(lambda values: interval(values)[1] - values.mean()).unstack().loc[names[0], names[1]]
             texts = [[f"{m:.1f}\n± {h:.1f}" for m, h in zip(*row)] for row in zip(means.to_numpy(), half.to_numpy())]
             where = {"xticklabels": labels[1], "yticklabels": labels[0], "square": True, "linewidths": 1, "ax": panel}
             where |= {"vmin": min(bottom, top - 10), "vmax": top}
@@ -112,7 +111,7 @@ def draw_controls(
     for panel, criterion in zip(panels, CRITERIA):
         for i, (source, look) in enumerate(looks.items()):
             of = found[(found["source"] == source) & (found["criterion"] == criterion)].groupby("method")["points"]
-            ends = {name: _interval(values) for name, values in of}
+            ends = {name: interval(values) for name, values in of}
             places = [methods.index(name) + 0.2 * (i - (len(looks) - 1) / 2) for name in ends]
             panel.hlines(places, *zip(*ends.values()), color=look.colour, linewidth=1.4)
             panel.plot(of.mean()[list(ends)], places, look.marker, color=look.colour, markersize=5)
@@ -120,7 +119,7 @@ def draw_controls(
         panel.set(title=criterion, xlabel="Better than IMP by (points)")
     panels[0].set_yticks(range(len(methods)), [style.of_methods()[name].label for name in methods])
     panels[0].set_ylim(len(methods) - 0.5, -0.5)
-    _legend(figure, *([Line2D([], [], **look.line | {"linestyle": "none"})] for look in looks.values()))
+    legend(figure, *([Line2D([], [], **look.line | {"linestyle": "none"})] for look in looks.values()))
     sparsity = table.groupby("round")["sparsity"].first()[round_]
     figure.suptitle(
         f"Other tickets against IMP's of the same source and seed, {100 * sparsity:.4g} % pruned\n"
@@ -149,14 +148,14 @@ def draw_connectivity(table: pd.DataFrame, downstream: str, fraction: float | No
     grid = figure.subplots(len(regimes), len(BARRIERS), squeeze=False, sharex=True)
     for line, regime in zip(grid, regimes):
         for panel, column, title in zip(line, BARRIERS, titles):
-            bars = {"err_style": "bars", "err_kws": {"capsize": 2}, "estimator": "mean", "errorbar": _interval}
+            bars = {"err_style": "bars", "err_kws": {"capsize": 2}, "estimator": "mean", "errorbar": interval}
             style.lines(panel, runs[runs["regime"] == regime], "round", column, "source", looks, **bars)
             sparsity_axis(panel, runs.groupby("round")["sparsity"].first().to_dict())
             panel.set(ylabel="", title=title if regime == regimes[0] else "")
             panel.set_ylim(bottom=min(0, panel.get_ylim()[0]))
             panel.set_xlabel("Sparsity (%)" if regime == regimes[-1] else "")
         line[0].set_ylabel(f"{regime.capitalize()} transfer:\nbarrier")
-    _legend(figure, *zip(style.handles(looks)))
+    legend(figure, *zip(style.handles(looks)))
     figure.suptitle(
         f"The straight way between two trainings from one start, {downstream}, {percent(fraction)} of its data "
         "(bars: 95 % intervals)"

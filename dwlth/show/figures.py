@@ -2,7 +2,7 @@
 
 import contextlib
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +20,11 @@ from dwlth.files import write
 from dwlth.masks import METHODS
 from dwlth.presets import SOURCES, in_order
 from dwlth.show import style
-from dwlth.show.style import WIDTH, Look, Picture, png, styled
+from dwlth.show.style import WIDTH, Look, Picture, interval, legend, percent, png, sparsity_axis, styled, ticks
 from dwlth.verdict import CRITERIA, FOURTH, PAPER, transfers
 
 __all__ = ["Picture", "criteria", "curve", "curves", "differences", "double_wins", "draw_all", "gain", "histories"]
-__all__ += ["methods", "png", "pretraining", "sparsity_axis", "summary"]
+__all__ += ["methods", "png", "pretraining", "summary"]
 
 PANELS = CRITERIA | FOURTH
 """What the paper's definition names: the criteria, and the fourth."""
@@ -68,7 +68,7 @@ def curves(
         _curves(panel, runs, found, criterion, column, margins, looks, looks)
         panel.set_title(criterion if criterion in CRITERIA else f"{criterion} (not judged)")
     figure.suptitle(f"Tickets transferred to {downstream} with {percent(fraction)} of its training data")
-    _legend(figure, style.handles(looks), _answers(found), _levels(found, _band(0.35)))
+    legend(figure, style.handles(looks), _answers(found), _levels(found, _band(0.35)))
     return figure
 
 
@@ -110,7 +110,7 @@ def curve(
         f"{metric.upper()}, {regime} transfer to {downstream} with {percent(fraction)} of its training data"
     )
     shown = style.handles({name: looks[name] for name in in_order(looks)})
-    _legend(figure, shown, _answers(found), _levels(found, _band(0.35)))
+    legend(figure, shown, _answers(found), _levels(found, _band(0.35)))
     return figure
 
 
@@ -145,7 +145,7 @@ def criteria(
             panel.axvline(round_, color="black", linewidth=0.8, linestyle=":")
         panel.set_title(criterion)
     shown = style.handles({name: looks[name] for name in in_order(looks)})
-    _legend(figure, shown, _answers(found), _levels(found, _band(0.35)), place="lower center")
+    legend(figure, shown, _answers(found), _levels(found, _band(0.35)), place="lower center")
     return figure
 
 
@@ -184,7 +184,7 @@ def differences(table: pd.DataFrame, downstream: str, fraction: float, margins: 
         f"Tickets minus the dense network of the same seed, {downstream} with {percent(fraction)} of its data\n"
         "(what differs by more than 5 margins, and a ticket whose runs all failed, stands at the edge)"
     )
-    _legend(figure, _answers(found), _levels(found, Line2D([], [], color="0.35", linewidth=1.5)))
+    legend(figure, _answers(found), _levels(found, Line2D([], [], color="0.35", linewidth=1.5)))
     return figure
 
 
@@ -205,7 +205,7 @@ def pretraining(table: pd.DataFrame) -> Figure:
         style.lines(panel, runs, "round", metric, "source", looks, estimator="mean", errorbar="se")
         sparsity_axis(panel, _sparsity(runs))
         panel.set(title=f"{metric.upper()}, pre-training task", ylabel=f"{metric.upper()} (%)")
-    _legend(figure, *zip(style.handles(looks)))
+    legend(figure, *zip(style.handles(looks)))
     figure.suptitle("Each round of IMP, on the pre-training task (band: one standard error over seeds)")
     return figure
 
@@ -251,7 +251,7 @@ def double_wins(table: pd.DataFrame, downstream: str, margins: Margins, paper: b
     panel.set(xlabel="Downstream training data", ylabel="Sparsity of the sparsest\ndouble-win ticket (%)")
     panel.set_xticks(range(len(fractions)), map(percent, fractions))
     sparsity = _sparsity(table[table["stage"] == "transfer"])
-    rounds, labels = _ticks(sparsity)
+    rounds, labels = ticks(sparsity)
     panel.set_yticks(rounds, ["0 (dense)", *labels[1:]])
     panel.set_ylim(-0.5, max(sparsity) + 1)
     panel.grid(axis="x", visible=False)
@@ -259,7 +259,7 @@ def double_wins(table: pd.DataFrame, downstream: str, margins: Margins, paper: b
     shapes = _shapes(GREY)
     marks = {"sparsest double-win ticket": _star(GREY), "next sparser ticket: undecided": shapes["undecided"]}
     marks |= {"next sparser ticket: not double-win": shapes["not"]}
-    _legend(figure, style.handles(looks), _entries(marks), extra)
+    legend(figure, style.handles(looks), _entries(marks), extra)
     return figure
 
 
@@ -294,23 +294,6 @@ def _save(figure: Figure, path: Path) -> Path:
     undated = {"CreationDate": None}  # the same figure is the same file
     write(path.with_suffix(".pdf"), lambda beside: figure.savefig(beside, format="pdf", metadata=undated))
     return path
-
-
-def percent(fraction: float) -> str:
-    """A fraction in percent, as the figures write it: "1 %", "0.5 %"."""
-    return f"{100 * fraction:.4g} %"
-
-
-def sparsity_axis(panel: Axes, sparsity: Mapping[int, float]) -> None:
-    """An x axis of IMP rounds that says their sparsity (fractions, by round), of many rounds that of every third."""
-    panel.set_xticks(*_ticks(sparsity), rotation=90, fontsize="small")  # early rounds are close
-    panel.set_xlabel("Sparsity (%)")
-
-
-def _ticks(sparsity: Mapping[int, float]) -> tuple[list[int], list[str]]:
-    rounds = sorted(sparsity.keys())
-    rounds = rounds if len(rounds) < 10 else rounds[::3]
-    return rounds, [f"{100 * sparsity[r]:.4g}" for r in rounds]
 
 
 def _ok(table: pd.DataFrame) -> pd.DataFrame:
@@ -428,14 +411,6 @@ def _levels(found: pd.DataFrame, bounds: Artist) -> list[Artist]:
     return dense + ([margin, bounds] if len(found) else [])
 
 
-def _legend(figure: Figure, *columns: Sequence[Artist], place: str = "outside lower center") -> None:
-    """Below the panels."""
-    rows = max(map(len, columns))
-    blank = Line2D([], [], linestyle="none", label=" ")
-    handles = [handle for column in columns if column for handle in [*column, *[blank] * (rows - len(column))]]
-    figure.legend(handles=handles, loc=place, ncols=len(handles) // rows)
-
-
 @styled()
 def methods(
     table: pd.DataFrame, downstream: str, source: str, fraction: float = 1.0, of: Collection[str] = ()
@@ -465,7 +440,7 @@ def methods(
         style.lines(panel, shown, "round", metric, "method", looks, estimator="mean", errorbar="se", **bars)
         sparsity_axis(panel, _sparsity(runs))
         panel.set(title=title, ylabel=f"{metric.upper()} (%)")
-    _legend(figure, *zip(style.handles(looks)))
+    legend(figure, *zip(style.handles(looks)))
     figure.suptitle(
         f"{SOURCES.get(source, source)} pre-training: tickets transferred to {downstream} with {percent(fraction)} of "
         "its training data (bars: one standard error)"
@@ -502,7 +477,7 @@ def gain(table: pd.DataFrame, downstream: str, *rounds: int) -> Figure:
     palette = {name: look.colour for name, look in looks.items()}
     markers = [look.marker for look in looks.values()]
     points = {"markers": markers, "linestyle": "none", "dodge": 0.3 if len(looks) > 1 else False, "legend": False}
-    bars = {"errorbar": _interval, "capsize": 0.08, "err_kws": {"linewidth": 1.2}}
+    bars = {"errorbar": interval, "capsize": 0.08, "err_kws": {"linewidth": 1.2}}
     by = {"order": list(map(percent, fractions)), "hue_order": list(looks), "palette": palette}
     for line, round_ in zip(grid, shown):
         for panel, rows in zip(line, gains.values()):
@@ -513,19 +488,11 @@ def gain(table: pd.DataFrame, downstream: str, *rounds: int) -> Figure:
             panel.label_outer()
         networks = f"Tickets, {100 * sparsity[round_]:.4g} % pruned" if round_ else "Dense networks"
         line[0].set_ylabel(f"{networks}:\ngain (points)")
-    _legend(figure, *([Line2D([], [], **look.line | {"linestyle": "none"})] for look in looks.values()))
+    legend(figure, *([Line2D([], [], **look.line | {"linestyle": "none"})] for look in looks.values()))
     figure.suptitle(
         f"Gain over standard pre-training with the same seed, {downstream} (bars: 95 % confidence interval)"
     )
     return figure
-
-
-def _interval(values: pd.Series) -> tuple[float, float]:
-    """The 95 % confidence interval of a mean (Student's t); of one value, that value."""
-    from scipy.special import stdtrit  # late: only this needs it
-
-    half = stdtrit(len(values) - 1, 0.975) * values.sem() if len(values) > 1 else 0.0
-    return values.mean() - half, values.mean() + half
 
 
 @styled()
@@ -548,7 +515,7 @@ def histories(of: Mapping[str, list[dict]]) -> Figure:
         panel.set_ylim(-3, 103)
         panel.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     panels[0].set_ylabel("%")
-    _legend(figure, *zip(style.handles(looks)))
+    legend(figure, *zip(style.handles(looks)))
     return figure
 
 

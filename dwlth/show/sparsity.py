@@ -17,8 +17,7 @@ from dwlth.models import Classifier
 from dwlth.results import Folder
 from dwlth.runs import Run
 from dwlth.show import style
-from dwlth.show.figures import _legend, sparsity_axis
-from dwlth.show.style import WIDTH, Picture, styled
+from dwlth.show.style import WIDTH, Picture, legend, sparsity_axis, styled
 
 PANELS = {"smaller": "File (times smaller)", "dead": "Channels gone (%)", "saved": "Multiplications saved (%)"}
 
@@ -65,7 +64,7 @@ def draw_savings(found: pd.DataFrame) -> Figure:
         style.lines(panel, found, "round", column, "source", looks)
         sparsity_axis(panel, found.groupby("round")["sparsity"].first().to_dict())
         panel.set(title=title, ylabel="", xlabel="Sparsity (%)", ylim=(0, None))
-    _legend(figure, *zip(style.handles(looks)))
+    legend(figure, *zip(style.handles(looks)))
     return figure
 
 

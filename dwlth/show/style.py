@@ -6,12 +6,13 @@ Nothing here touches pyplot, and matplotlib's settings are changed only inside `
 import contextlib
 import io
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import matplotlib as mpl
 import pandas as pd
 import seaborn as sns
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgba
@@ -126,3 +127,37 @@ def lines(panel: Axes, data: pd.DataFrame, x: str, y: str, by: str, looks: Mappi
 def handles(looks: Mapping[str, Look]) -> list[Line2D]:
     """What a legend shows of these looks."""
     return [Line2D([], [], **look.line) for look in looks.values()]
+
+
+def percent(fraction: float) -> str:
+    """A fraction in percent, as the figures write it: "1 %", "0.5 %"."""
+    return f"{100 * fraction:.4g} %"
+
+
+def sparsity_axis(panel: Axes, sparsity: Mapping[int, float]) -> None:
+    """An x axis of IMP rounds that says their sparsity (fractions, by round), of many rounds that of every third."""
+    panel.set_xticks(*ticks(sparsity), rotation=90, fontsize="small")  # early rounds are close
+    panel.set_xlabel("Sparsity (%)")
+
+
+def ticks(sparsity: Mapping[int, float]) -> tuple[list[int], list[str]]:
+    """Rounds and the texts of their sparsities (fractions, by round): of all, or of many those of every third."""
+    rounds = sorted(sparsity.keys())
+    rounds = rounds if len(rounds) < 10 else rounds[::3]
+    return rounds, [f"{100 * sparsity[r]:.4g}" for r in rounds]
+
+
+def legend(figure: Figure, *columns: Sequence[Artist], place: str = "outside lower center") -> None:
+    """A legend of these columns, below the panels."""
+    rows = max(map(len, columns))
+    blank = Line2D([], [], linestyle="none", label=" ")
+    handles = [handle for column in columns if column for handle in [*column, *[blank] * (rows - len(column))]]
+    figure.legend(handles=handles, loc=place, ncols=len(handles) // rows)
+
+
+def interval(values: pd.Series) -> tuple[float, float]:
+    """The 95 % confidence interval of a mean (Student's t); of one value, that value."""
+    from scipy.special import stdtrit  # late: only this needs it
+
+    half = stdtrit(len(values) - 1, 0.975) * values.sem() if len(values) > 1 else 0.0
+    return values.mean() - half, values.mean() + half
