@@ -20,6 +20,7 @@ from dwlth.__main__ import _parser
 from dwlth.results import read_table
 from dwlth.running.settings import override
 from dwlth.show.claims import scoreboard
+from dwlth.show.crossing import crossed, variance
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "dwlth"
@@ -203,7 +204,7 @@ def test_results_of_the_readme_are_those_of_the_tables():
             assert f"With 1 % they have {sa_1} {sa_1_range} and {ra_1} {ra_1_range} points more" in said
             assert f"{cost} points with 10 % of the data, {cost_1} with 1 %" in said
     small = read_table(ROOT / "results" / "cifar-small" / "table.csv").query(
-        "regime == 'adversarial' and fraction == 0.1"
+        "regime == 'adversarial' and fraction == 0.1 and method == 'imp'"
     )
     means = 100 * small.groupby(["source", "round"])[["sa", "ra"]].mean().unstack("round")
     lost = {source: (means["sa"][0] - means["sa"][6])[source] for source in ("standard", "adversarial")}
@@ -215,6 +216,28 @@ def test_results_of_the_readme_are_those_of_the_tables():
     assert f"The standard one loses {lost['standard']:.1f} points of SA." in README
     early = (means["sa"][0] - means["sa"][3])["standard"]
     assert f"that ticket loses {early:.1f} points of SA after adversarial transfer" in " ".join(README.split())
+    photographs = read_table(ROOT / "results" / "cifar-small" / "table.csv")
+    sparsest = verdict.verdict(photographs, presets.get("cifar-small").margins).set_index(["fraction", "source"])
+    assert sparsest["sparsity"][0.01, "standard"] == 0 and "none with the standard\n  source" in README
+    for source in ("adversarial", "fast_adversarial"):
+        assert f"{100 * sparsest['sparsity'][0.01, source]:.2f} % with the adversarial and the fast" in README
+    scarce = photographs.query("fraction == 0.01 or stage == 'imp'")
+    order = verdict.order(scarce, presets.get("cifar-small").margins).set_index(["fraction", "a", "b"])
+    few = order.loc[0.01, "adversarial", "standard"]
+    assert f"in {few['sparser']:.0%} of resamples of the seeds, and less sparse in {few['less']:.0%}".replace(
+        "%", " %"
+    ) in " ".join(README.split())
+    cells = crossed(photographs, "cifar10").query("round == 11").groupby(["weights", "mask"])[list(verdict.CRITERIA)]
+    for criterion in ("SA, standard transfer", "SA, adversarial transfer"):
+        of = cells.mean()[criterion].unstack("mask")
+        assert (of.idxmax(axis=1) == of.index).all()
+    plain = cells.mean()["SA, standard transfer"]["standard"]
+    lost = sorted(plain["standard"] - plain[["adversarial", "fast_adversarial"]])
+    assert "lose {:.1f} to {:.1f} points of SA after standard".format(*lost) in " ".join(README.split())
+    parts = variance(photographs, "cifar10").query("round == 11 and criterion == 'RA, adversarial transfer'")
+    share = parts.set_index("part")["share"]
+    words = f"explain {share['weights']:.0%} of its spread (the mask: {share['mask']:.0%})".replace("%", " %")
+    assert words in " ".join(README.split())
     whole = read_table(ROOT / "results" / "cifar-small" / "table.csv").query("fraction == 1 and stage == 'transfer'")
     whole = 100 * whole.query("round == 0 and seed == 0").set_index(["source", "regime"])[["sa", "ra"]]
     for source in whole.index.unique("source"):
