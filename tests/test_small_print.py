@@ -204,7 +204,7 @@ def test_results_of_the_readme_are_those_of_the_tables():
             assert f"With 1 % they have {sa_1} {sa_1_range} and {ra_1} {ra_1_range} points more" in said
             assert f"{cost} points with 10 % of the data, {cost_1} with 1 %" in said
     small = read_table(ROOT / "results" / "cifar-small" / "table.csv").query(
-        "regime == 'adversarial' and fraction == 0.1 and method == 'imp'"
+        "stage == 'transfer' and regime == 'adversarial' and fraction == 0.1 and method == 'imp'"
     )
     means = 100 * small.groupby(["source", "round"])[["sa", "ra"]].mean().unstack("round")
     lost = {source: (means["sa"][0] - means["sa"][6])[source] for source in ("standard", "adversarial")}
@@ -227,6 +227,13 @@ def test_results_of_the_readme_are_those_of_the_tables():
     assert f"in {few['sparser']:.0%} of resamples of the seeds, and less sparse in {few['less']:.0%}".replace(
         "%", " %"
     ) in " ".join(README.split())
+    under = photographs[photographs["stage"] == "autoattack"].set_index(["source", "round"])[["ra", "ra_pgd"]] * 100
+    assert len(under) == 4 and (100 * (under["ra_pgd"] - under["ra"])).round(-2).isin([300, 400]).all()
+    three = [under["ra"][source, 0] for source in ("adversarial", "fast_adversarial", "standard")]
+    said = (
+        "{:.1f} % (adversarial), {:.1f} % (fast adversarial) and {:.1f} % (standard) for the dense networks, {:.1f} %"
+    )
+    assert said.format(*three, under["ra"]["adversarial", 3]) in " ".join(README.split())
     cells = crossed(photographs, "cifar10").query("round == 11").groupby(["weights", "mask"])[list(verdict.CRITERIA)]
     for criterion in ("SA, standard transfer", "SA, adversarial transfer"):
         of = cells.mean()[criterion].unstack("mask")
