@@ -286,7 +286,7 @@ class Experiment:
         return pictures.draw_connectivity(self.table(), self.task(downstream), fraction)
 
     def audit(self) -> pd.DataFrame:
-        """What `python -m dwlth audit` found: a row for each check, a column for each network."""
+        """What `python -m dwlth audit PRESET` found: a row for each check, a column for each network."""
         return audit.checks(audit.read_audit(self.folder))
 
     def robustness(self) -> Figure:
