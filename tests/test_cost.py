@@ -31,6 +31,11 @@ def test_passes_count_training_validation_and_test():
     assert tenth == training // 10 + validations + test
 
 
+def test_autoattack_is_a_large_part_of_a_bar():
+    attacked = passes(SMALL, replace(DENSE, stage="autoattack", fraction=0.1))
+    assert 2 < attacked / passes(SMALL, replace(DENSE, fraction=0.1)) < 4
+
+
 def test_the_first_round_of_imp_trains_nothing():
     assert passes(SMALL, Run("imp", "adversarial", 0, 0)) == 10_000 * 21
     assert passes(SMALL, Run("imp", "adversarial", 0, 1)) > 2 * 45_000 * 4
