@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -124,6 +125,16 @@ def test_the_command_writes_a_table_and_claims(tiny_args, tmp_path, capsys, monk
     assert f"{claims[0]['autoattack_acc']:.1f} % (" in wide.loc["RA under AutoAttack"].iloc[1]
     radii = draw_audit(found).axes[0].get_lines()[0].get_ydata()
     assert len(radii) == 6 and radii[0] == claims[0]["clean_acc"] and radii[3] == claims[0]["pgd_acc"]
+
+
+def test_networks_of_several_seeds_and_tasks_have_columns_of_their_own():
+    one = pd.DataFrame({"check": ["SA and RA", "RA at 0.5, 1 eps"], "found": ["90.0 and 50.0 %", "60.0, 50.0 %"]})
+    one = one.assign(honest="", verdict="", source="standard", sparsity=0.0)
+    seeds = pd.concat([one.assign(seed=seed, id=f"{seed:x}") for seed in (0, 1)])
+    assert checks(one.assign(seed=0, id="a")).columns.tolist()[1:] == ["Standard, dense"]
+    assert checks(seeds).columns.tolist()[1:] == ["Standard, dense, seed 0", "Standard, dense, seed 1"]
+    tasks = pd.concat([one.assign(seed=0, id=name) for name in ("a", "b")])
+    assert checks(tasks).columns[1].endswith("id a") and len(draw_audit(tasks).axes[0].get_lines()) == 2
 
 
 def test_a_page_without_an_audit_names_the_command(tmp_path):

@@ -25,14 +25,14 @@ def read_audit(folder: Folder) -> pd.DataFrame:
 def checks(found: pd.DataFrame) -> pd.DataFrame:
     """A row for each check, with what an honest network shows, and a column for each network: what was found, and
     whether it passes."""
-    others = found["check"].str.replace(r"(?<=images made for ).*", "another network", regex=True)
-    found = found.assign(check=others)
-    shown = found["found"] + found["verdict"].map(lambda verdict: f" ({verdict})" if verdict else "")
-    wide = found.assign(network=_networks(found), shown=shown).pivot(
-        index=["check", "honest"], columns="network", values="shown"
+    found = found.assign(
+        check=found["check"].str.replace(r"(?<=images made for ).*", "another network", regex=True),
+        shown=found["found"] + found["verdict"].map(lambda verdict: f" ({verdict})" if verdict else ""),
+        network=_networks(found),
     )
+    wide = found.pivot(index=["check", "honest"], columns="network", values="shown")
     order = found[["check", "honest"]].drop_duplicates()
-    wide = wide.reindex(pd.MultiIndex.from_frame(order), columns=_networks(found).unique()).fillna("")
+    wide = wide.reindex(pd.MultiIndex.from_frame(order), columns=found["network"].unique()).fillna("")
     return wide.rename_axis(columns=None).reset_index("honest").rename(columns={"honest": "honest networks"})
 
 
@@ -73,6 +73,10 @@ def draw_audit(found: pd.DataFrame) -> Figure:
 
 
 def _networks(found: pd.DataFrame) -> pd.Series:
-    """A name for each row's network."""
+    """A name for each row's network: source and sparsity, and the seed or the id where that is not enough."""
     what = found["sparsity"].map(lambda sparsity: f"{sparsity:.2%} pruned" if sparsity else "dense")
-    return found["source"].map(lambda source: SOURCES.get(source, source)) + ", " + what
+    names = found["source"].map(lambda source: SOURCES.get(source, source)) + ", " + what
+    for column in ("seed", "id"):
+        if names.nunique() < found["id"].nunique():
+            names = names + f", {column} " + found[column].astype(str)
+    return names

@@ -61,7 +61,7 @@ def scoreboard(table: pd.DataFrame, margins: Mapping[str, float], robust: str = 
            each seed and round the spread (standard deviation) of the means of the sources of the weights minus that of
            the means of the sources of the masks; the mean over rounds and tasks.
         9. *IMP must train as its source did*: SA and RA of IMP's tickets minus those that IMP found on the same source
-           with the training of another; the mean over both sources, rounds and tasks.
+           with the training of another; the mean over the other trainings, sources, rounds and tasks.
         10. *No barrier parts two trainings from one start*: supported if the interval of each criterion's barrier (the
            mean over sources, rounds and tasks) lies below the margin, contradicted if one lies above it (level as
            above).

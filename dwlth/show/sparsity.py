@@ -38,17 +38,16 @@ def savings(folder: Folder, seed: int = 0) -> pd.DataFrame:
     images = torch.rand(8, *task.test.images.shape[1:], generator=torch.Generator().manual_seed(0))
     rows = []
     for source in folder.preset.pretrain:
-        paths = {round_: folder.ticket(Run("imp", source, seed, round_)) for round_ in range(1, 100)}
-        paths = {round_: path for round_, path in paths.items() if path.exists()}
+        paths = sorted(folder.ticket(Run("imp", source, seed, 1)).parent.glob("*.safetensors"))
         dense = sources.load(folder, Run("pretrain", source, seed)).cpu().eval() if paths else None
-        for round_, path in paths.items():
+        for path in paths:
             model, (mask, _) = copy.deepcopy(dense), tickets.load(path)
             mask.apply_(model.net)
             whole, packed = packed_bytes(model, mask)
             small = shrink(model, images)
             dead = 100 * (1 - channels(small) / channels(model))
             saved = 100 * (1 - multiplications(small, images) / multiplications(model, images))
-            row = {"source": source, "round": round_, "sparsity": mask.sparsity, "smaller": whole / packed}
+            row = {"source": source, "round": int(path.stem), "sparsity": mask.sparsity, "smaller": whole / packed}
             rows.append(row | {"dead": dead, "saved": saved})
     if not rows:
         raise NotYet(f"no ticket of seed {seed} is on disk: `python -m dwlth run {folder.preset.name}` makes them")
