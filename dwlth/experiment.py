@@ -21,7 +21,7 @@ from dwlth.results import Folder, read_record
 from dwlth.running import cost, grid, machine
 from dwlth.running.settings import override
 from dwlth.runs import Run
-from dwlth.show import analysis, audit, claims, crossing, figures, inspection, report, sparsity
+from dwlth.show import analysis, audit, claims, crossing, figures, inspection, order, report, sparsity
 from dwlth.show import controls as pictures
 
 COMMAND = "dwlth.Experiment.have"
@@ -227,8 +227,8 @@ class Experiment:
         return verdict.verdict(self.table(), margins or self.preset.margins, **options)
 
     def order(self, margins: Mapping[str, float] | None = None) -> pd.DataFrame:
-        """`dwlth.verdict.order` of the table, with the preset's margins or others."""
-        return verdict.order(self.table(), margins or self.preset.margins)
+        """`dwlth.show.order.order` of the table, with the preset's margins or others."""
+        return order.order(self.table(), margins or self.preset.margins)
 
     def scoreboard(self, margins: Mapping[str, float] | None = None) -> pd.DataFrame:
         """`dwlth.show.claims.scoreboard` of the table, with the preset's margins or others."""

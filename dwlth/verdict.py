@@ -9,7 +9,6 @@ shown ends the sequence. With a true loss of exactly the margin, at most 5 % of 
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import combinations, groupby
 from pathlib import Path
 
 import numpy as np
@@ -70,9 +69,9 @@ def tests(
     Raises:
         DwlthError: for margins that are none.
     """
-    judged, limits = _judged(margins, all_four)
+    judged, limits = criteria_of(margins, all_four)
     rows = []
-    for key, paired in _paired(table, judged, method):
+    for key, paired in paired_by_seed(table, judged, method):
         mean, sd, low, high = bounds(paired.points, level)
         for i, round_ in enumerate(paired.rounds):
             pairs, of = int(paired.complete[:, i].sum()), slice(len(judged))
@@ -147,46 +146,6 @@ def verdict(
     return pd.DataFrame(rows).astype({"next_round": "Int64"})
 
 
-def order(table: pd.DataFrame, margins: Mapping[str, float], draws: int = 2000, seed: int = 0) -> pd.DataFrame:
-    """How sure the order of the sources is: seeds are drawn anew, with replacement, the same ones for both sources,
-    and the verdict is made again (after rliable's probability of improvement).
-
-    Args:
-        table, margins: as of `tests`.
-        draws: resamples.
-        seed: of their random numbers.
-
-    Returns:
-        A row for each downstream task, fraction and two sources `a` and `b` that share 3 seeds or more (fewer cannot
-        be resampled): `seeds`, and the shares of resamples in which the sparsest double-win ticket of `a` is
-        `sparser`, `tied` (both may have none) or `less` sparse than that of `b`.
-    """
-    rows = [
-        {"downstream": downstream, "fraction": fraction, "a": a, "b": b, "seeds": seeds}
-        | {"sparser": (first > second).mean(), "tied": (first == second).mean(), "less": (first < second).mean()}
-        for downstream, fraction, a, b, seeds, first, second in resampled(table, margins, draws, seed)
-    ]
-    return pd.DataFrame(rows, columns=["downstream", "fraction", "a", "b", "seeds", "sparser", "tied", "less"])
-
-
-def resampled(
-    table: pd.DataFrame, margins: Mapping[str, float], draws: int = 2000, seed: int = 0
-) -> Iterator[tuple[str, float, str, str, int, np.ndarray, np.ndarray]]:
-    """What `order` counts: downstream task, fraction, sources a and b, the number of their seeds, and for each
-    resample the sparsity of the sparsest double-win ticket of a and of b, both of shape (draws,)."""
-    judged, limits = _judged(margins, False)
-    groups = list(_paired(table, judged, "imp"))
-    for (downstream, fraction), members in groupby(groups, key=lambda group: group[0][:2]):
-        of = {key[2]: paired for key, paired in members}
-        for b, a in combinations(of, 2):
-            usable = [paired.seeds[(paired.complete | paired.broken).any(1)] for paired in (of[a], of[b])]
-            seeds = np.intersect1d(*usable)
-            if len(seeds) > 2:
-                weights = np.random.default_rng(seed).multinomial(len(seeds), [1 / len(seeds)] * len(seeds), draws)
-                first, second = (_last_win(of[source], seeds, weights, limits) for source in (a, b))
-                yield downstream, fraction, a, b, len(seeds), first, second
-
-
 def transfers(table: pd.DataFrame, downstream: str, fraction: float | None = None) -> pd.DataFrame:
     """The rows of IMP's tickets, and of the dense networks, on a downstream task: with a fraction of its data, or with
     any. Failed runs are left out."""
@@ -240,7 +199,7 @@ def seeds_to_decide(mean: float, sd: float, margin: float, level: float = 0.95) 
 
 
 @dataclass(frozen=True)
-class _Paired:
+class Paired:
     """Tickets and dense networks of one source, downstream task and fraction, paired by seed."""
 
     seeds: np.ndarray
@@ -256,8 +215,12 @@ class _Paired:
     """(seeds, rounds): `broken`, or a run of the dense network failed."""
 
 
-def _judged(margins: Mapping[str, float], all_four: bool) -> tuple[dict[str, tuple[str, str]], np.ndarray]:
-    """The criteria that decide, and the margin of each."""
+def criteria_of(margins: Mapping[str, float], all_four: bool) -> tuple[dict[str, tuple[str, str]], np.ndarray]:
+    """The criteria that decide, as `CRITERIA`, and the margin of each in points, float64 [criteria].
+
+    Raises:
+        DwlthError: for margins that are none.
+    """
     for column in ("sa", "ra"):
         if not margins.get(column, -1) >= 0:
             raise DwlthError(f"margins is {dict(margins)}: give points of accuracy, 0 or more, for sa and ra")
@@ -270,10 +233,15 @@ def _failed(table: pd.DataFrame) -> pd.Series:
     return table["status"] == "failed" if "status" in table else pd.Series(False, table.index)
 
 
-def _paired(
+def paired_by_seed(
     table: pd.DataFrame, judged: Mapping[str, tuple[str, str]], method: str
-) -> Iterator[tuple[tuple[str, float, str], _Paired]]:
-    """The pairs of each downstream task, fraction (falling) and source."""
+) -> Iterator[tuple[tuple[str, float, str], Paired]]:
+    """Tickets and dense networks of each downstream task, fraction (falling) and source, which are the key.
+
+    Args:
+        table, method: as of `tests`.
+        judged: the first of `criteria_of`.
+    """
     of_method = (table["method"] == method) | (table["round"] == 0)
     regimes = {regime for regime, _ in (CRITERIA | FOURTH).values()}
     runs = table[(table["stage"] == "transfer") & of_method & table["regime"].isin(regimes)]
@@ -304,7 +272,7 @@ def _paired(
         if shown:
             yield (
                 key,
-                _Paired(
+                Paired(
                     seeds,
                     [rounds[i] for i in shown],
                     [sparsity[rounds[i]] for i in shown],
@@ -348,25 +316,3 @@ def _by_means(found: pd.DataFrame, tolerance: float, names: list[str]) -> pd.Dat
             why = "; ".join(f"{name} loses {-row[name]:.1f} points" for name in low)
             found.loc[i, ["answer", "why"]] = ["not" if low else "double-win", why]
     return found.assign(in_sequence=_in_sequence(found))
-
-
-def _last_win(paired: _Paired, seeds: np.ndarray, weights: np.ndarray, limits: np.ndarray) -> np.ndarray:
-    """The sparsity of the last double-win ticket of the sequence, 0 if there is none, in each resample of these seeds:
-    `weights` (draws, seeds) says how often each is drawn."""
-    from scipy.special import stdtrit
-
-    rows = np.searchsorted(paired.seeds, seeds)
-    tried = (paired.complete | paired.failed).sum(0)
-    part = 2 * tried >= tried.max()  # as in `_in_sequence`
-    complete, points = paired.complete[rows][:, part], paired.points[rows][:, part, : len(limits)]
-    n = (weights @ complete)[..., None]  # (draws, rounds, 1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        centre = np.nansum(points, 0) / complete.sum(0)[:, None]
-        off = np.where(complete[..., None], points - centre, 0.0)
-        mean = np.tensordot(weights, off, 1) / n
-        spread = np.tensordot(weights, off**2, 1) / n - mean**2
-        half = stdtrit(np.maximum(n - 1, 1), 0.95) * np.sqrt(spread.clip(0) / (n - 1))
-        wins = (
-            (centre + mean - half > -limits).all(-1) & (n[..., 0] > 1) & (weights @ paired.broken[rows][:, part] == 0)
-        )
-    return np.array([0.0, *np.array(paired.sparsity)[part]])[np.cumprod(wins, axis=1).sum(1)]

@@ -12,7 +12,7 @@ from dwlth.experiment import Experiment
 from dwlth.results import read_record
 from dwlth.running import grid, machine
 from dwlth.runs import Run, stream
-from dwlth.show import claims
+from dwlth.show import claims, order
 
 SETTINGS = ["pretrain.epochs=1", "imp.epochs=1", "transfer.epochs=1", "evaluation.steps=2", "rounds=0,1", "seeds=2"]
 SETTINGS += [f"{stage}.adversarial.attack.steps=2" for stage in ("pretrain", "imp", "transfer")]
@@ -150,7 +150,7 @@ def test_the_answers_are_those_of_the_table(experiment):
     assert experiment.tests().equals(verdict.tests(table, margins))
     assert experiment.verdict().equals(verdict.verdict(table, margins))
     assert experiment.verdict(wide).equals(verdict.verdict(table, wide))
-    assert experiment.order(wide).equals(verdict.order(table, wide))
+    assert experiment.order(wide).equals(order.order(table, wide))
     assert experiment.scoreboard().equals(claims.scoreboard(table, margins))
     assert "finished runs" in experiment.environment()["results"]
 

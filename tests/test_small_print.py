@@ -21,6 +21,7 @@ from dwlth.results import read_table
 from dwlth.running.settings import override
 from dwlth.show.claims import scoreboard
 from dwlth.show.crossing import crossed, variance
+from dwlth.show.order import order
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "dwlth"
@@ -222,8 +223,8 @@ def test_results_of_the_readme_are_those_of_the_tables():
     for source in ("adversarial", "fast_adversarial"):
         assert f"{100 * sparsest['sparsity'][0.01, source]:.2f} % with the adversarial and the fast" in README
     scarce = photographs.query("fraction == 0.01 or stage == 'imp'")
-    order = verdict.order(scarce, presets.get("cifar-small").margins).set_index(["fraction", "a", "b"])
-    few = order.loc[0.01, "adversarial", "standard"]
+    ordered = order(scarce, presets.get("cifar-small").margins).set_index(["fraction", "a", "b"])
+    few = ordered.loc[0.01, "adversarial", "standard"]
     assert f"in {few['sparser']:.0%} of resamples of the seeds, and less sparse in {few['less']:.0%}".replace(
         "%", " %"
     ) in " ".join(README.split())

@@ -12,7 +12,8 @@ from dwlth.results import Folder, read_table
 from dwlth.running.settings import override
 from dwlth.runs import Run
 from dwlth.show import report
-from dwlth.verdict import CRITERIA, FOURTH, judge, order, seeds_to_decide
+from dwlth.show.order import last_win, order
+from dwlth.verdict import CRITERIA, FOURTH, judge, seeds_to_decide
 
 ROUNDS = range(0, 20)
 MARGINS = {"sa": 1.0, "ra": 2.0}
@@ -281,9 +282,9 @@ def test_a_resample_of_all_seeds_once_is_the_verdict():
     values = [lambda k, seed, c=c: 80 - 0.3 * k + noise[seed, k, c] * (k > 0) for c in range(3)]
     for margins in ({"sa": 1.0, "ra": 2.0}, {"sa": 3.0, "ra": 3.0}, {"sa": 6.0, "ra": 6.0}):
         runs = failed(table(*values, seeds=6), 3, 17)
-        ((_, paired),) = verdict._paired(runs, CRITERIA, "imp")
+        ((_, paired),) = verdict.paired_by_seed(runs, CRITERIA, "imp")
         limits = np.array([margins["sa"], margins["sa"], margins["ra"]])
-        last = verdict._last_win(paired, paired.seeds, np.ones((1, 6), int), limits)
+        last = last_win(paired, paired.seeds, np.ones((1, 6), int), limits)
         assert last == [verdict.verdict(runs, margins)["sparsity"].iloc[0]]
 
 

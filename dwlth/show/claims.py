@@ -14,7 +14,8 @@ import pandas as pd
 
 from dwlth.errors import NotYet
 from dwlth.show.crossing import against_imp, crossed
-from dwlth.verdict import CRITERIA, bounds, resampled, tests, transfers, verdict
+from dwlth.show.order import resampled
+from dwlth.verdict import CRITERIA, bounds, tests, transfers, verdict
 
 SCARCE = (0.1, 0.01)
 """The fractions of the downstream data that the paper's claim names."""
@@ -36,7 +37,7 @@ def scoreboard(table: pd.DataFrame, margins: Mapping[str, float], robust: str = 
         1. *Double-win tickets exist*, with much data. Supported if the verdict has one for any source (and task), with
            one-sided bounds of 1 - 5 % / (sources times tasks), since any would do. Contradicted if the least sparse
            ticket of each is not double-win. The effect is that of the sparsest such ticket, or of the first one tried.
-        2. *Robust pre-training makes them sparser*, with much data. Seeds are drawn anew as in `dwlth.verdict.order`,
+        2. *Robust pre-training makes them sparser*, with much data. Seeds are drawn anew as in `dwlth.show.order.order`,
            and each time the sparsities of the sparsest double-win tickets are compared (the mean over tasks). Supported
            if the interval that holds the middle 95 % of the differences lies above 0, contradicted if below.
         3. *Robust tickets have higher SA and RA at equal sparsity*, with much data: the gain, the mean over the tickets

@@ -12,7 +12,8 @@ from dwlth.masks import Mask
 from dwlth.presets import SOURCES, Preset, in_order
 from dwlth.results import Folder
 from dwlth.show.claims import scoreboard
-from dwlth.verdict import CRITERIA, FOURTH, PAPER, order, tests, transfers, verdict
+from dwlth.show.order import order
+from dwlth.verdict import CRITERIA, FOURTH, PAPER, tests, transfers, verdict
 
 KIT = Path(__file__).resolve().parents[2]
 
