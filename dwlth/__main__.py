@@ -155,7 +155,7 @@ def run(args) -> int:
         if ends in STOPPED.values():
             return ends
         _draw(folder)
-        print(report.screen(folder.collect(), folder.preset, folder.figures, _verdict_command(args)))
+        print(report.screen(folder.collect(), folder, _verdict_command(args)))
         if line := machine.activation():
             print(f"First, once in this shell, so that it finds this python: {line}")
     return ends
@@ -221,7 +221,7 @@ def _do(args, folder: Folder, runs: list[Run], files: bool = False) -> int:
 
 def show_verdict(args) -> int:
     folder = _folder(args)
-    print(report.report(folder.collect(), folder.preset, args.rule, args.tolerance, args.all_four))
+    print(report.report(folder.collect(), folder.preset, args.rule, args.tolerance, args.all_four, folder))
     return 0
 
 
@@ -239,7 +239,7 @@ def draw(args) -> int:
 def _draw(folder: Folder) -> list[Path]:
     from dwlth.show import figures  # late: matplotlib takes a while
 
-    return figures.draw_all(folder.collect(), folder.figures, folder.preset.margins)
+    return figures.draw_all(folder.collect(), folder.figures, folder.preset.margins, folder)
 
 
 def import_ticket(args) -> int:

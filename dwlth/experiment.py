@@ -232,7 +232,7 @@ class Experiment:
 
     def scoreboard(self, margins: Mapping[str, float] | None = None) -> pd.DataFrame:
         """`dwlth.show.claims.scoreboard` of the table, with the preset's margins or others."""
-        return claims.scoreboard(self.table(), margins or self.preset.margins)
+        return claims.scoreboard(self.table(), margins or self.preset.margins, folder=self.folder)
 
     def environment(self) -> pd.Series:
         """What there is on this machine: versions, device, results and datasets."""
@@ -308,7 +308,7 @@ class Experiment:
     def figures(self, path: str | Path | None = None) -> list[Path]:
         """Draw every figure that the table has the runs for, as PNG and PDF, into a folder, by default that of the
         results; returns the paths of the PNGs."""
-        return figures.draw_all(self.table(), Path(path or self.folder.figures), self.preset.margins)
+        return figures.draw_all(self.table(), Path(path or self.folder.figures), self.preset.margins, self.folder)
 
     def _check(self, source: str, round_: int = 0, method: str = "imp") -> None:
         _choose("source", source, self.preset.pretrain)

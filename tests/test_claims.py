@@ -9,8 +9,10 @@ import pytest
 from scipy import stats
 
 from dwlth import presets
+from dwlth.results import Folder
 from dwlth.show import report
 from dwlth.show.claims import scoreboard
+from dwlth.show.sparsity import savings
 
 MARGINS = {"sa": 1.0, "ra": 2.0}
 EXIST, SPARSER, HIGHER, SCARCE, LESS, SPARSITY = range(6)
@@ -173,11 +175,42 @@ def test_the_last_screen_is_short_and_says_where_to_go(seeds, last):
     other = fast[fast["source"] == "standard"].assign(source="fast_adversarial")
     runs = pd.concat([fast, other], ignore_index=True).assign(status="ok")
     runs.loc[runs.index[-1], "status"] = "failed"
-    text = report.screen(
-        runs, presets.get("digits"), Path("quickstart/digits/figures"), "python -m dwlth verdict digits"
-    )
+    text = report.screen(runs, Folder(presets.get("digits"), "quickstart-of-a-test"), "python -m dwlth verdict digits")
     lines = text.splitlines()
     assert len(lines) <= 25 and max(map(len, lines)) <= 120
-    assert "Look at quickstart/digits/figures/curves-digits5-9-1.png" in text and "make lab" in text
+    assert "Look at quickstart-of-a-test/digits/figures/curves-digits5-9-1.png" in text and "make lab" in text
     assert sum(line.startswith(("supported", "contradicted", "undecided")) for line in lines) == 6
     assert "1 run failed" in text and ("one seed decides nothing" in text) == (seeds == 1)
+
+
+AUDIT = [("a", "adversarial", "passes"), ("b", "adversarial", ""), ("a", "standard", "passes"), ("b", "standard", "")]
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "answer", "effect"),
+    [
+        (AUDIT, "supported", "2 of 2 checks of 2 networks pass"),
+        ([*AUDIT, ("c", "standard", "fails")], "contradicted", "2 of 3 checks of 2 networks pass; standard fails: c"),
+    ],
+)
+def test_an_audit_has_a_line(verdicts, answer, effect, tmp_path):
+    folder = Folder(presets.get("digits"), tmp_path)
+    runs = planted(lambda c, f, k: 2.0)
+    assert len(scoreboard(runs, MARGINS, folder=folder)) == 6  # neither audit nor tickets
+    folder.path.mkdir()
+    found = pd.DataFrame(verdicts, columns=["check", "source", "verdict"])
+    found.assign(seed=0, id=found["source"]).to_csv(folder.path / "audit.csv", index=False)
+    line = scoreboard(runs, MARGINS, folder=folder).iloc[-1]
+    assert (line["answer"], line["effect"], line["seeds"]) == (answer, effect, 1)
+    assert line["claim"] == "The robustness passes every check"
+
+
+@pytest.mark.parametrize(("last", "answer"), [(5, "contradicted"), (19, "supported")])
+def test_the_sparsest_double_win_ticket_has_a_line_on_its_work(last, answer):
+    folder = Folder(presets.get("digits"), Path(__file__).parents[1] / "results")
+    runs = planted(lambda c, f, k: 0.0, {"standard": last, "adversarial": 0}, rounds=(0, last))
+    line = scoreboard(runs, MARGINS, folder=folder).iloc[-1]
+    assert line["claim"] == "A double-win ticket is less work for dense kernels" and line["answer"] == answer
+    saved = savings(folder, 0, ("standard", last))["saved"].item()
+    assert line["effect"].split(", ")[0] == "standard" and f" {saved:.0f} % fewer multiplications" in line["effect"]
+    assert (saved > 60) == (last == 19)

@@ -151,7 +151,7 @@ def test_the_answers_are_those_of_the_table(experiment):
     assert experiment.verdict().equals(verdict.verdict(table, margins))
     assert experiment.verdict(wide).equals(verdict.verdict(table, wide))
     assert experiment.order(wide).equals(order.order(table, wide))
-    assert experiment.scoreboard().equals(claims.scoreboard(table, margins))
+    assert experiment.scoreboard().equals(claims.scoreboard(table, margins, folder=experiment.folder))
     assert "finished runs" in experiment.environment()["results"]
 
 

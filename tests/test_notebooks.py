@@ -20,7 +20,7 @@ from PIL import Image
 from dwlth import presets
 from dwlth.experiment import Experiment
 from dwlth.results import KEY
-from dwlth.show import claims, figures, idea, report
+from dwlth.show import figures, idea, report
 from dwlth.verdict import transfers, verdict
 
 pytest.importorskip("papermill", reason="the notebooks need the extra dwlth[notebooks]")
@@ -117,7 +117,7 @@ def test_what_is_shown_is_what_the_table_says(executed, tiny):
     )
     assert shows(notebook["05"], report.readable_order(tiny.order())[["sparser", "tied", "less"]])
     for number in ("04", "05", "07"):
-        assert shows(notebook[number], claims.scoreboard(table, margins)), number
+        assert shows(notebook[number], tiny.scoreboard()), number
 
 
 def test_a_widget_is_a_picture_where_no_kernel_runs_and_never_both(executed):

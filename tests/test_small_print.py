@@ -17,7 +17,7 @@ import pytest
 
 from dwlth import masks, models, presets, verdict
 from dwlth.__main__ import _parser
-from dwlth.results import read_table
+from dwlth.results import Folder, read_table
 from dwlth.running.settings import override
 from dwlth.show.claims import scoreboard
 from dwlth.show.crossing import crossed, variance
@@ -189,7 +189,8 @@ def test_numbers_of_the_pages_are_those_of_the_presets():
 def test_results_of_the_readme_are_those_of_the_tables():
     for name, block in re.findall(r"<!-- scoreboard ([\w-]+) -->\n(.*?)<!-- end -->", README, re.S):
         table = read_table(ROOT / "results" / name / "table.csv")
-        board = scoreboard(table, presets.get(name).margins)
+        preset = presets.get(name)
+        board = scoreboard(table, preset.margins, folder=Folder(preset, ROOT / "results"))
         rows = [f"| {row.claim} | **{row.answer}** | {row.effect} |" for row in board.itertuples()]
         assert block.splitlines()[2:] == rows, name
         if name == "cifar-small":

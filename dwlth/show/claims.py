@@ -12,7 +12,8 @@ from contextlib import suppress
 import numpy as np
 import pandas as pd
 
-from dwlth.errors import NotYet
+from dwlth.errors import DwlthError, NotYet
+from dwlth.results import Folder
 from dwlth.show.crossing import against_imp, crossed
 from dwlth.show.order import resampled
 from dwlth.verdict import CRITERIA, bounds, tests, transfers, verdict
@@ -20,14 +21,20 @@ from dwlth.verdict import CRITERIA, bounds, tests, transfers, verdict
 SCARCE = (0.1, 0.01)
 """The fractions of the downstream data that the paper's claim names."""
 
+FASTER = 1.3
+"""How many times fewer multiplications count as less work (our choice; docs/sparsity.md)."""
 
-def scoreboard(table: pd.DataFrame, margins: Mapping[str, float], robust: str = "adversarial") -> pd.DataFrame:
-    """One row for each claim of the abstract, and for four questions that it leaves open.
+
+def scoreboard(
+    table: pd.DataFrame, margins: Mapping[str, float], robust: str = "adversarial", folder: Folder | None = None
+) -> pd.DataFrame:
+    """One row for each claim of the abstract, and for six questions that it leaves open.
 
     Args:
         table: of `dwlth.results.read_table`.
         margins: as of `dwlth.verdict.tests`.
         robust: the source that stands for robust pre-training.
+        folder: of these results; its audit and its tickets give the last two rows.
 
     Returns:
         `claim`; `answer`: `supported`, `contradicted` or `undecided`; `effect`: in words, points with their interval,
@@ -37,9 +44,9 @@ def scoreboard(table: pd.DataFrame, margins: Mapping[str, float], robust: str = 
         1. *Double-win tickets exist*, with much data. Supported if the verdict has one for any source (and task), with
            one-sided bounds of 1 - 5 % / (sources times tasks), since any would do. Contradicted if the least sparse
            ticket of each is not double-win. The effect is that of the sparsest such ticket, or of the first one tried.
-        2. *Robust pre-training makes them sparser*, with much data. Seeds are drawn anew as in `dwlth.show.order.order`,
-           and each time the sparsities of the sparsest double-win tickets are compared (the mean over tasks). Supported
-           if the interval that holds the middle 95 % of the differences lies above 0, contradicted if below.
+        2. *Robust pre-training makes them sparser*, with much data. Seeds are drawn anew as in `dwlth.show.order`, and
+           each time the sparsities of the sparsest double-win tickets are compared (the mean over tasks). Supported if
+           the interval that holds the middle 95 % of the differences lies above 0, contradicted if below.
         3. *Robust tickets have higher SA and RA at equal sparsity*, with much data: the gain, the mean over the tickets
            that both sources have (the dense networks left out) and over tasks.
         4. *They are more data-efficient*: the same with each of 10 % and 1 % of the data that the table has; all of
@@ -53,8 +60,8 @@ def scoreboard(table: pd.DataFrame, margins: Mapping[str, float], robust: str = 
         all three intervals lie above 0. It is contradicted if any lies below 0, even where others lie above (the claim
         says SA *and* RA); there the interval's level is 1 - 5 % / 3 (or over as many numbers as there are), since any
         would do. Anything else is undecided, and so is what the table has no runs for. Where intervals of 95 % lie on
-        both sides of 0, the effect says "mixed". Four more rows, which are not the abstract's, follow where the table
-        has the runs of `dwlth.controls` and `dwlth.connectivity`:
+        both sides of 0, the effect says "mixed". Six more rows, which are not the abstract's, follow where the table
+        has the runs of `dwlth.controls` and `dwlth.connectivity`, and the folder an audit and tickets:
 
         7. *IMP's mask beats a shuffled one*: SA and RA of IMP's tickets minus those of the same masks, shuffled in each
            layer; the mean over sources, rounds and tasks. Here and below, with the largest fraction that has such runs.
@@ -66,9 +73,14 @@ def scoreboard(table: pd.DataFrame, margins: Mapping[str, float], robust: str = 
         10. *No barrier parts two trainings from one start*: supported if the interval of each criterion's barrier (the
            mean over sources, rounds and tasks) lies below the margin, contradicted if one lies above it (level as
            above).
+        11. *The robustness passes every check* of `dwlth.running.audit`: supported if all checks of all audited
+           networks pass, contradicted if one fails.
+        12. *A double-win ticket is less work for dense kernels*: supported if the ticket of claim 1, with the weights
+           of its source, needs `FASTER` times fewer multiplications in its convolutions after the exact removal of dead
+           channels (`dwlth.fast.shrink`), contradicted if not. One source says so, that of seed 0.
 
-        Failed runs have no numbers: in 3 to 6 their seeds are left out, and
-        so is a round that less than half of the seeds have.
+        Failed runs have no numbers: in 3 to 6 their seeds are left out, and so is a round that less than half
+        of the seeds have.
     """
     whole = table
     table = table[table["stage"].isin(["transfer", "imp"])]
@@ -117,6 +129,12 @@ def scoreboard(table: pd.DataFrame, margins: Mapping[str, float], robust: str = 
     if (barriers := _barriers(whole)) is not None:
         answer = _below(barriers, margins)
         rows.append(("No barrier parts two trainings from one start", *answer, f"connectivity-{place}.png"))
+    if folder is not None:
+        with suppress(NotYet):
+            rows.append(("The robustness passes every check", *_audited(folder), "audit.png"))
+        with suppress(DwlthError):  # files that are absent or damaged: `verify` says so
+            answer = _less_work(folder, table, margins, much)
+            rows.append(("A double-win ticket is less work for dense kernels", *answer, "savings.png"))
     return pd.DataFrame(rows, columns=["claim", "answer", "effect", "seeds", "figure"])
 
 
@@ -256,15 +274,19 @@ def _points(criterion: str, mean: float, low: float, high: float) -> str:
     return f"{short} {mean:+.1f}" + (f" ({low:.1f} to {high:.1f})" if np.isfinite(low) else " (one seed)")
 
 
-def _exist(table: pd.DataFrame, margins: Mapping[str, float], fraction: float) -> tuple[str, str, int]:
+def _sparsest(table: pd.DataFrame, margins: Mapping[str, float], fraction: float) -> tuple[pd.DataFrame, pd.Series]:
+    """The runs with this fraction, and of their verdicts the one with the sparsest double-win ticket."""
     runs = table[(table["fraction"] == fraction) | (table["stage"] == "imp")]
     groups = len(runs[runs["stage"] == "transfer"].groupby(["downstream", "source"]))
-    level = 1 - 0.05 / max(groups, 1)
+    found = verdict(runs, margins, level=1 - 0.05 / max(groups, 1))
+    return runs, found.loc[found["round"][::-1].idxmax()]  # of equals the last, which has the most robust source
+
+
+def _exist(table: pd.DataFrame, margins: Mapping[str, float], fraction: float) -> tuple[str, str, int]:
     try:
-        found = verdict(runs, margins, level=level)
+        runs, best = _sparsest(table, margins, fraction)
     except NotYet:
         return "undecided", "no ticket and dense network with the same seed in the table", 0
-    best = found.loc[found["round"][::-1].idxmax()]  # of equals the last, which has the most robust source
     proven = best["round"] > 0
     each = tests(runs, margins, level=0.975)  # two-sided intervals of 95 %
     of = each[(each["source"] == best["source"]) & (each["downstream"] == best["downstream"])]
@@ -288,3 +310,30 @@ def _sparser(table: pd.DataFrame, margins: Mapping[str, float], fraction: float,
     seen = 100 * (won.get(robust, 0.0) - won.get("standard", 0.0))
     answer = "supported" if low > 0 else "contradicted" if high < 0 else "undecided"
     return answer, f"{seen:+.1f} points of sparsity ({low:.1f} to {high:.1f})", min(row[4] for row in found)
+
+
+def _audited(folder: Folder) -> tuple[str, str, int]:
+    from dwlth.show.audit import read_audit  # late: matplotlib takes a while
+
+    found = read_audit(folder)
+    judged = found[found["verdict"] != ""]
+    failed = judged[judged["verdict"] == "fails"]
+    effect = f"{len(judged) - len(failed)} of {len(judged)} checks of {found['id'].nunique()} networks pass"
+    for source, checks in failed.groupby("source", sort=False)["check"]:
+        effect += f"; {source} fails: {', '.join(checks.unique())}"
+    return "contradicted" if len(failed) else "supported", effect, found["seed"].nunique()
+
+
+def _less_work(
+    folder: Folder, table: pd.DataFrame, margins: Mapping[str, float], fraction: float
+) -> tuple[str, str, int]:
+    from dwlth.show.sparsity import savings  # late too
+
+    _, best = _sparsest(table, margins, fraction)
+    if not best["round"]:
+        raise NotYet("no double-win ticket")
+    ticket = savings(folder, 0, (best["source"], best["round"])).iloc[0]
+    saved, of = ticket["saved"], f"{best['source']}, {best['sparsity']:.2%}"
+    effect = f"{of}: {saved:.0f} % fewer multiplications, {ticket['dead']:.0f} % fewer channels"
+    effect += f"; a file {ticket['smaller']:.1f} times smaller"
+    return "supported" if saved >= 100 * (1 - 1 / FASTER) else "contradicted", effect, 1

@@ -19,6 +19,7 @@ from dwlth.errors import NotYet
 from dwlth.files import write
 from dwlth.masks import METHODS
 from dwlth.presets import SOURCES, in_order
+from dwlth.results import Folder
 from dwlth.show import style
 from dwlth.show.style import WIDTH, Look, Picture, interval, legend, percent, png, sparsity_axis, styled, ticks
 from dwlth.verdict import CRITERIA, FOURTH, PAPER, transfers
@@ -263,9 +264,10 @@ def double_wins(table: pd.DataFrame, downstream: str, margins: Margins, paper: b
     return figure
 
 
-def draw_all(table: pd.DataFrame, folder: Path, margins: Margins) -> list[Path]:
-    """Draw every figure the table has the runs for, as PNG and PDF; returns the paths of the PNGs."""
-    from dwlth.show import controls  # late: it draws with what is here
+def draw_all(table: pd.DataFrame, folder: Path, margins: Margins, results: Folder | None = None) -> list[Path]:
+    """Draw every figure the table has the runs for, and those of the audit and the tickets in `results`, as PNG and
+    PDF; returns the paths of the PNGs."""
+    from dwlth.show import audit, controls, sparsity  # late: they draw with what is here
 
     drawn = {}
     for downstream, runs in table[table["stage"] == "transfer"].groupby("downstream"):
@@ -280,6 +282,9 @@ def draw_all(table: pd.DataFrame, folder: Path, margins: Margins) -> list[Path]:
         for name, draw in controls.FIGURES.items():
             drawn[f"{name}-{place}"] = (draw, table, downstream)
     drawn["pretraining"] = (pretraining, table)
+    if results is not None:
+        drawn["audit"] = (lambda: audit.draw_audit(audit.read_audit(results)),)
+        drawn["savings"] = (lambda: sparsity.draw_savings(sparsity.savings(results)),)
     paths = []
     for name, (draw, *arguments) in drawn.items():
         with contextlib.suppress(NotYet):

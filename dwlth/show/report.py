@@ -71,9 +71,15 @@ def readable_order(shares: pd.DataFrame) -> pd.DataFrame:
 
 
 def report(
-    table: pd.DataFrame, preset: Preset, rule: str = "paired", tolerance: float | None = None, all_four: bool = False
+    table: pd.DataFrame,
+    preset: Preset,
+    rule: str = "paired",
+    tolerance: float | None = None,
+    all_four: bool = False,
+    folder: Folder | None = None,
 ) -> str:
-    """The whole verdict as text, beside the paper's numbers; for the arguments see `dwlth.verdict.verdict`.
+    """The whole verdict as text, beside the paper's numbers; for the arguments see `dwlth.verdict.verdict` and
+    `dwlth.show.claims.scoreboard`.
 
     Raises:
         NotYet: if no ticket can be judged.
@@ -97,20 +103,21 @@ def report(
         lines += ["double-win ticket of a is sparser than that of b, tied with it (or both have none), or less sparse"]
         lines += [_text(readable_order(shares))]
     lines += ["", "What the paper's abstract claims, and what these runs say (points, two-sided 95 % intervals)"]
-    return "\n".join([*lines, *_claims(scoreboard(table, margins)), *_paper()])
+    return "\n".join([*lines, *_claims(scoreboard(table, margins, folder=folder)), *_paper()])
 
 
-def screen(table: pd.DataFrame, preset: Preset, figures: Path, command: str) -> str:
+def screen(table: pd.DataFrame, folder: Folder, command: str) -> str:
     """The last screen of a run, for a reader who knows nothing yet: what was done, what it says, and where to go on.
 
     Args:
-        figures: the folder of the figures.
+        folder: of these results.
         command: that prints the whole verdict.
 
     Raises:
         NotYet: if no ticket can be judged.
     """
-    found, board = verdict(table, preset.margins), scoreboard(table, preset.margins)
+    preset, figures = folder.preset, folder.figures
+    found, board = verdict(table, preset.margins), scoreboard(table, preset.margins, folder=folder)
     found = found[(found["downstream"] == found["downstream"][0]) & (found["fraction"] == found["fraction"].max())]
     ended = table[table["status"] == "ok"] if "status" in table else table
     count = ended["stage"].value_counts()

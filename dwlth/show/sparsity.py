@@ -23,22 +23,30 @@ PANELS = {"smaller": "File (times smaller)", "dead": "Channels gone (%)", "saved
 
 
 @torch.no_grad()
-def savings(folder: Folder, seed: int = 0) -> pd.DataFrame:
-    """A row for each source of this seed and each of its tickets of IMP on disk: `source`, `round`, `sparsity`, and of
-    the source's weights under that mask
+def savings(folder: Folder, seed: int = 0, of: tuple[str, int] | None = None) -> pd.DataFrame:
+    """A row for each source of this seed and each of its tickets of IMP on disk, or for the one `of` this source and
+    round: `source`, `round`, `sparsity`, and of the source's weights under
+    that mask
 
     - `smaller`: how many times fewer bytes than the dense network they take (`packed_bytes`)
     - `dead`: the part of the channels that `dwlth.fast.shrink` removes for inference, in percent
     - `saved`: the part of the convolutions' multiplications that goes with them, in percent
 
     Raises:
-        NotYet: where no ticket is on disk.
+        NotYet: where no ticket is on disk with its source.
     """
+    found = {}
+    for source in folder.preset.pretrain if of is None else of[:1]:
+        paths = sorted(folder.ticket(Run("imp", source, seed, 1)).parent.glob("*.safetensors"))
+        found[source] = [path for path in paths if of is None or int(path.stem) == of[1]]
+        if not folder.source(Run("pretrain", source, seed)).exists():
+            found[source] = []
+    if not any(found.values()):
+        raise NotYet(f"no ticket of seed {seed} is on disk: `python -m dwlth run {folder.preset.name}` makes them")
     task = data.blank(folder.preset.upstream) or folder.dataset(folder.preset.upstream, 0)
     images = torch.rand(8, *task.test.images.shape[1:], generator=torch.Generator().manual_seed(0))
     rows = []
-    for source in folder.preset.pretrain:
-        paths = sorted(folder.ticket(Run("imp", source, seed, 1)).parent.glob("*.safetensors"))
+    for source, paths in found.items():
         dense = sources.load(folder, Run("pretrain", source, seed)).cpu().eval() if paths else None
         for path in paths:
             model, (mask, _) = copy.deepcopy(dense), tickets.load(path)
@@ -49,8 +57,6 @@ def savings(folder: Folder, seed: int = 0) -> pd.DataFrame:
             saved = 100 * (1 - multiplications(small, images) / multiplications(model, images))
             row = {"source": source, "round": int(path.stem), "sparsity": mask.sparsity, "smaller": whole / packed}
             rows.append(row | {"dead": dead, "saved": saved})
-    if not rows:
-        raise NotYet(f"no ticket of seed {seed} is on disk: `python -m dwlth run {folder.preset.name}` makes them")
     return pd.DataFrame(rows)
 
 
@@ -62,7 +68,7 @@ def draw_savings(found: pd.DataFrame) -> Figure:
     for panel, (column, title) in zip(figure.subplots(1, len(PANELS)), PANELS.items()):
         style.lines(panel, found, "round", column, "source", looks)
         sparsity_axis(panel, found.groupby("round")["sparsity"].first().to_dict())
-        panel.set(title=title, ylabel="", xlabel="Sparsity (%)", ylim=(0, None))
+        panel.set(title=title, ylabel="", xlabel="Sparsity (%)", ylim=(0, 100 if "%" in title else None))
     legend(figure, *zip(style.handles(looks)))
     return figure
 

@@ -271,7 +271,8 @@ def _pickers(
         return figure, judge(chosen, round, margins), figures.summary(chosen, "regime", "sparsity")
 
     def board(**margins):
-        return "The claims of the paper, with these margins", scoreboard(table, margins).set_index("claim")
+        answers = scoreboard(table, margins, folder=folder).set_index("claim")
+        return "The claims of the paper, with these margins", answers
 
     task = {name: controls[name] for name in ("downstream", "fraction")}
     headline = _drawn(won, task | margins).add_class("dwlth-headline")
