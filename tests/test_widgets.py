@@ -13,7 +13,7 @@ from dwlth import presets
 from dwlth.errors import DwlthError
 from dwlth.presets import SOURCES
 from dwlth.results import Folder, read_record, read_table
-from dwlth.running import grid
+from dwlth.running import cost, grid
 from dwlth.running.settings import override
 from dwlth.runs import Run, plain
 from dwlth.show import figures, widgets
@@ -250,7 +250,7 @@ def test_without_transfers_one_sees_what_there_is_and_what_makes_the_rest(folder
 
 def test_where_no_kernel_answers_the_cell_says_that_it_is_asleep(monkeypatch):
     shown = []
-    monkeypatch.setattr(widgets, "display", lambda part, **_: shown.append(part))
+    monkeypatch.setattr(widgets.parts, "display", lambda part, **_: shown.append(part))
     widgets.live(lambda: "text")._ipython_display_()
     asleep, view = shown  # two outputs: the first stays where the second cannot be shown
     assert "application/vnd.jupyter.widget-view+json" in view
@@ -297,12 +297,12 @@ def test_a_move_draws_what_it_changes_and_once(runs, monkeypatch):
 
     def counted(place, name):
         real = getattr(place, name)
-        monkeypatch.setattr(place, name, lambda *args: calls.append(name) or real(*args))
+        monkeypatch.setattr(place, name, lambda *args, **more: calls.append(name) or real(*args, **more))
 
     counted(figures, "criteria")
-    counted(widgets, "judge")
-    counted(widgets, "verdict")
-    counted(widgets, "scoreboard")
+    counted(widgets.explore, "judge")
+    counted(widgets.explore, "verdict")
+    counted(widgets.explore, "scoreboard")
     box = explorer(runs, fraction=1.0)
     calls.clear()
     find(box, "round").value = 6
@@ -458,7 +458,7 @@ def test_stop_ends_the_estimate(folder, monkeypatch):
             time.sleep(0.01)
         raise OutOfTime
 
-    monkeypatch.setattr(widgets.cost, "estimate", estimate)
+    monkeypatch.setattr(cost, "estimate", estimate)
     box = panel(folder)
     find(box, "start").click()
     assert timing.wait(60)
