@@ -21,7 +21,7 @@ from dwlth.results import Folder, read_record
 from dwlth.running import cost, grid, machine
 from dwlth.running.settings import override
 from dwlth.runs import Run
-from dwlth.show import analysis, audit, claims, crossing, figures, inspection, order, report, sparsity
+from dwlth.show import attacked, audit, claims, crossing, figures, inspection, order, report, sparsity
 from dwlth.show import controls as pictures
 
 COMMAND = "dwlth.Experiment.have"
@@ -197,7 +197,7 @@ class Experiment:
         images, labels = self.images(task, seed)
         first = [(labels == label).nonzero()[0, 0].item() for label in labels.unique()[:8]]
         classes = self.folder.dataset(task or self.task(), seed).classes
-        return images[first], labels[first], analysis.class_names(task or self.task(), classes)
+        return images[first], labels[first], attacked.class_names(task or self.task(), classes)
 
     def histories(self, seed: int = 0) -> dict[str, list[dict]]:
         """What the training of each source recorded after each epoch, by source: of those whose record is on disk."""

@@ -9,7 +9,7 @@ from dwlth import masks, presets
 from dwlth.attacks import Attack
 from dwlth.errors import DwlthError
 from dwlth.masks import Mask
-from dwlth.show import analysis
+from dwlth.show import analysis, attacked
 
 
 def bits(**layers):
@@ -150,7 +150,7 @@ def test_surfaces_share_their_levels(model, ticket, batch):
 def test_the_steps_of_an_attack(model, batch):
     model.train()
     attack = Attack(0.2, 0.05, 4)
-    found = analysis.attack_steps(model, *batch, attack)
+    found = attacked.attack_steps(model, *batch, attack)
     assert model.training
     assert found.index[0] == 0 and found.index[-1] == 4
     model.eval()
@@ -165,8 +165,8 @@ def test_right_and_wrong_are_told_apart_without_colour(model, batch):
     with torch.no_grad():
         guess = model.eval()(images).argmax(1)
     truth = torch.where(torch.arange(4, device=guess.device) < 2, guess, (guess + 1) % 5)
-    names = analysis.class_names("digits5-9", 5)
-    figure = analysis.draw_attacked({"standard": model}, images, truth, Attack(0.1, 0.05, 1), names)
+    names = attacked.class_names("digits5-9", 5)
+    figure = attacked.draw_attacked({"standard": model}, images, truth, Attack(0.1, 0.05, 1), names)
     assert len(figure.axes) == 12
     for i, panel in enumerate(figure.axes[:4]):
         true, seen = panel.get_title().split("\n")
@@ -174,9 +174,9 @@ def test_right_and_wrong_are_told_apart_without_colour(model, batch):
         assert seen.startswith(f"{names[guess[i]]} {'✓' if i < 2 else '✗'} ")
         shown = torch.as_tensor(panel.images[0].get_array())
         assert torch.allclose(shown.float().squeeze(), images[i, 0].cpu())
-    clean, magnified, attacked = (torch.as_tensor(figure.axes[i].images[0].get_array()).squeeze() for i in (0, 4, 8))
+    clean, magnified, harmed = (torch.as_tensor(figure.axes[i].images[0].get_array()).squeeze() for i in (0, 4, 8))
     assert figure.axes[4].get_ylabel() == "perturbation\n5 times"  # 0.1 to half the range
-    assert torch.allclose(magnified, (attacked - clean) * 5 + 0.5, atol=1e-5)
+    assert torch.allclose(magnified, (harmed - clean) * 5 + 0.5, atol=1e-5)
 
 
 def test_images_in_colour_are_shown_in_colour(model):
@@ -185,17 +185,17 @@ def test_images_in_colour_are_shown_in_colour(model):
             return x.mean((2, 3))
 
     images = torch.rand(2, 3, 8, 8)
-    figure = analysis.draw_attacked({"any": Blind()}, images, torch.tensor([0, 2]), Attack(8 / 255, 2 / 255, 1))
+    figure = attacked.draw_attacked({"any": Blind()}, images, torch.tensor([0, 2]), Attack(8 / 255, 2 / 255, 1))
     assert figure.axes[0].images[0].get_array().shape == (8, 8, 3)
     assert figure.axes[1].get_title().startswith("true: class 2")
 
 
 def test_names_of_classes():
-    assert analysis.class_names("digits5-9", 5) == ["5", "6", "7", "8", "9"]
-    assert analysis.class_names("cifar10", 10)[3] == "cat"
-    assert analysis.class_names("cifar10", 3) == ["class 0", "class 1", "class 2"]
-    assert analysis.class_names("svhn", 10)[0] == "0"
-    assert analysis.class_names("folder:birds", 2) == ["class 0", "class 1"]
+    assert attacked.class_names("digits5-9", 5) == ["5", "6", "7", "8", "9"]
+    assert attacked.class_names("cifar10", 10)[3] == "cat"
+    assert attacked.class_names("cifar10", 3) == ["class 0", "class 1", "class 2"]
+    assert attacked.class_names("svhn", 10)[0] == "0"
+    assert attacked.class_names("folder:birds", 2) == ["class 0", "class 1"]
 
 
 def test_lines_can_be_told_apart_without_colour(model):
@@ -226,6 +226,6 @@ def test_models_are_left_as_they_were(model, batch):
     model.train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     attack = replace(presets.get("digits").evaluation, steps=1)
-    analysis.draw_attacked({"one": model}, batch[0][:2], batch[1][:2], attack)
-    analysis.draw_attack_steps({"one": analysis.attack_steps(model, *batch, attack)})
+    attacked.draw_attacked({"one": model}, batch[0][:2], batch[1][:2], attack)
+    attacked.draw_attack_steps({"one": attacked.attack_steps(model, *batch, attack)})
     assert model.training and all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())

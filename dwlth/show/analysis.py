@@ -1,33 +1,28 @@
-"""What a ticket looks like from inside: layers, kernels, weights, overlaps, loss surfaces, and attacks one can see.
+"""What a ticket looks like from inside: layers, kernels, weights, overlaps and loss surfaces.
 
 Functions that compute take masks and networks; those that draw return a matplotlib Figure of their own, which nobody
 else holds (no pyplot), so they may run on any thread.
 """
 
 import copy
-import math
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping
 from itertools import combinations, cycle
 
 import numpy as np
 import pandas as pd
 import seaborn as sns
 import torch
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dwlth.attacks import Attack
-from dwlth.data import DATASETS
 from dwlth.errors import DwlthError
 from dwlth.masks import Mask, prunable
 from dwlth.models import Classifier
-from dwlth.presets import SOURCES
 from dwlth.show import style
-from dwlth.show.style import MARKERS, WIDTH, Look, Picture, sparsity_axis, styled
+from dwlth.show.style import MARKERS, WIDTH, Picture, sparsity_axis, styled
 
 
 def layer_sparsity(mask: Mask) -> pd.Series:
@@ -41,7 +36,7 @@ def draw_layers(masks: Mapping[str, Mask]) -> Figure:
     layers = [name.removesuffix(".weight") for name in next(iter(masks.values()))]
     figure = Picture(figsize=(max(7.5, 2 + 0.22 * len(layers)), 4), layout="constrained")
     panel = figure.subplots()
-    for look, mask in zip(_looks(masks), masks.values()):
+    for look, mask in zip(style.of_labels(masks), masks.values()):
         panel.plot(100 * layer_sparsity(mask).to_numpy(), **look.line)
     turned = {"rotation": 90} if len(layers) > 20 else {"rotation": 30, "ha": "right", "rotation_mode": "anchor"}
     panel.set_xticks(range(len(layers)), layers, fontsize="small", **turned)
@@ -79,7 +74,7 @@ def draw_overlap(tickets: Mapping[str, Mapping[int, Mask]], round_: int | None =
     texts = [[f"{overlap(a, b):.2f}\n(chance {overlap_by_chance(a, b):.2f})" for a, b in row] for row in pairs]
     for i in range(len(names)):
         texts[i][i] = "1"
-    labels = [_name(name).replace(" ", "\n") for name in names]
+    labels = [style.name(name).replace(" ", "\n") for name in names]
     sns.heatmap(
         values,
         vmin=0,
@@ -98,9 +93,9 @@ def draw_overlap(tickets: Mapping[str, Mapping[int, Mask]], round_: int | None =
     matrix.tick_params(rotation=0, labelsize="small")
     matrix.set_title(f"Round {round_}, sparsity {tickets[names[0]][round_].sparsity:.2%}")
     pairs = list(combinations(names, 2))
-    for (a, b), colour, marker in zip(pairs, _shades(len(pairs)), cycle(MARKERS)):
+    for (a, b), colour, marker in zip(pairs, style.shades(len(pairs)), cycle(MARKERS)):
         masks = [(tickets[a][r], tickets[b][r]) for r in rounds]
-        label = f"{_name(a)} / {_name(b)}"
+        label = f"{style.name(a)} / {style.name(b)}"
         curve.plot(rounds, [overlap(*pair) for pair in masks], marker=marker, mec="white", color=colour, label=label)
         curve.plot(rounds, [overlap_by_chance(*pair) for pair in masks], color=colour, linestyle=":", linewidth=1)
     curve.plot([], [], color="black", linestyle=":", label="the same, by chance")
@@ -254,118 +249,10 @@ def draw_surfaces(surfaces: Mapping[str, tuple[Tensor, Tensor]]) -> Figure:
         panel.plot(0, 0, "+", color="white", markersize=12, markeredgewidth=2)
         middle = losses[len(axis) // 2, len(axis) // 2]
         panel.set(xlabel="First direction", ylabel="Second direction")
-        panel.set_title(f"{_name(name)}: loss {middle:.3g}")
+        panel.set_title(f"{style.name(name)}: loss {middle:.3g}")
         panel.set_box_aspect(1)
     figure.colorbar(filled, ax=panels, label="Loss", format="%.2g", ticks=levels[::2])
     return figure
-
-
-def attack_steps(model: Classifier, images: Tensor, labels: Tensor, attack: Attack, seed: int = 0) -> pd.DataFrame:
-    """What the steps of an attack do, from the same start: a row each for 0 steps (clean images), for `attack.steps`,
-    and for some between, with the mean cross-entropy (`loss`) and the `accuracy` in [0, 1]."""
-    mode, rows = model.training, {}
-    model.eval()
-    for steps in sorted({0, *np.geomspace(1, attack.steps, 8).round().astype(int).tolist()}):
-        draws = torch.Generator(images.device).manual_seed(seed)
-        adv = replace(attack, steps=steps)(model, images, labels, draws)
-        with torch.no_grad():
-            logits = model(adv)
-        right = (logits.argmax(1) == labels).float().mean().item()
-        rows[steps] = {"loss": F.cross_entropy(logits, labels).item(), "accuracy": right}
-    model.train(mode)
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("steps")
-
-
-@styled()
-def draw_attack_steps(steps: Mapping[str, pd.DataFrame]) -> Figure:
-    """Accuracy and loss after the steps of an attack, with a line for the `attack_steps` of each model, by name."""
-    figure = Picture(figsize=(WIDTH, 3.9), layout="constrained")
-    accuracy, loss = figure.subplots(1, 2)
-    for look, rows in zip(_looks(steps), steps.values()):
-        accuracy.plot(100 * rows["accuracy"], **look.line)
-        loss.plot(rows["loss"], **look.line)
-    for panel in (accuracy, loss):
-        panel.set(xlabel="Steps of the attack (0: clean images)", xticks=rows.index)
-        accuracy.set(ylabel="Accuracy (%)", ylim=(-3, 103))
-    loss.set(ylabel="Cross-entropy (log scale)", yscale="log")
-    columns = 4 if sum(map(len, steps)) < 60 else 2  # or else long names are cut off
-    figure.legend(*accuracy.get_legend_handles_labels(), loc="outside upper center", ncols=columns)
-    return figure
-
-
-def class_names(dataset: str, classes: int) -> list[str]:
-    """What the labels of a dataset stand for: numbers of classes where it is not known here."""
-    if dataset.startswith("digits"):
-        return [str(int(dataset[6]) + label) for label in range(classes)]
-    known = DATASETS[dataset].classes if dataset in DATASETS else 0
-    if isinstance(known, tuple) and len(known) == classes:
-        return list(known)
-    return [f"class {label}" for label in range(classes)]
-
-
-@styled()
-def draw_attacked(
-    models: Mapping[str, Classifier],
-    images: Tensor,
-    labels: Tensor,
-    attack: Attack,
-    names: Sequence[str] | None = None,
-    seed: int = 0,
-) -> Figure:
-    """What an attack does to images, in three rows for each model: as they are, the perturbation, magnified so that the
-    largest one fills the range of a pixel (grey: no change), and attacked. Above each image, what the model takes it
-    for and with what confidence, ticked where it is right and crossed where it is wrong.
-
-    Args:
-        images, labels: float [N, C, H, W] in [0, 1] and int64 [N], on the models' device; a column each.
-        names: of the classes, by label; see `class_names`.
-        seed: of the attack's random start, the same for each model.
-    """
-    seen = {}
-    for label, model in models.items():
-        mode = model.training
-        draws = torch.Generator(images.device).manual_seed(seed)
-        adv = attack(model.eval(), images, labels, draws)
-        seen[label] = [(x.cpu(), *_predict(model, x)) for x in (images, adv)]
-        model.train(mode)
-    guesses = [guess for of in seen.values() for _, guess, _ in of]
-    names = names or class_names("", 1 + int(torch.cat([labels.cpu(), *guesses]).max()))
-    largest = max((adv - clean).abs().max().item() for (clean, *_), (adv, *_) in seen.values()) or 1.0
-    columns = 2 if len(models) > 1 and len(images) < 8 else 1
-    rows = math.ceil(len(models) / columns)
-    figure = Picture(figsize=(columns * (0.6 + 1.05 * len(images)), rows * 4.2), layout="constrained")
-    blocks = figure.subfigures(rows, columns, squeeze=False, hspace=0.04).flatten()
-    for block, (label, ((clean, *before), (adv, *after))) in zip(blocks, seen.items()):
-        block.suptitle(_name(label), fontsize="medium")
-        magnified = (adv - clean) / (2 * largest) + 0.5
-        perturbation = f"perturbation\n{0.5 / largest:.3g} times"
-        kinds = (("clean", clean, before), (perturbation, magnified, None), ("attacked", adv, after))
-        for (kind, pictures, predicted), line in zip(kinds, block.subplots(3, len(images), squeeze=False)):
-            line[0].set_ylabel(kind, fontsize="small")
-            for i, panel in enumerate(line):
-                _show(panel, pictures[i])
-                if predicted:
-                    guess, confidence = (values[i].item() for values in predicted)
-                    right = guess == labels[i].item()
-                    title = f"{names[guess]} {'✓' if right else '✗'} {confidence:.0%}"
-                    if kind == "clean":
-                        title = f"true: {names[labels[i]]}\n{title}"
-                    panel.set_title(title, fontsize="small", fontweight="normal" if right else "bold", pad=3)
-    return figure
-
-
-@torch.no_grad()
-def _predict(model: Classifier, images: Tensor) -> tuple[Tensor, Tensor]:
-    """The classes (int64 [N]) that a model predicts, and their probabilities."""
-    confidence, guess = model(images).softmax(1).max(1)
-    return guess.cpu(), confidence.cpu()
-
-
-def _show(panel: Axes, image: Tensor) -> None:
-    """An image (float [1 or 3, H, W] in [0, 1]) without ticks."""
-    panel.imshow(image.permute(1, 2, 0).clamp(0, 1).numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-    panel.set_xticks([])
-    panel.set_yticks([])
 
 
 def _direction(weight: Tensor, generator: torch.Generator) -> Tensor:
@@ -379,20 +266,3 @@ def _same_layers(a: Mask, b: Mask) -> None:
     for name in a.keys() | b.keys():
         if name not in a or name not in b or a[name].shape != b[name].shape:
             raise DwlthError(f"masks of two networks: they differ at {name}")
-
-
-def _name(label: str) -> str:
-    """A source as the legends call it, and any other label as it is."""
-    return SOURCES.get(label, label)
-
-
-def _shades(count: int) -> list[str]:
-    """From dark to light, so that lines can be told apart in print."""
-    return [str(value) for value in np.linspace(0, 0.65, count).round(2)]
-
-
-def _looks(labels: Collection[str]) -> list[Look]:
-    """What the line of each label looks like: the paper's sources as in every figure, others from dark to light."""
-    own = style.of_sources(SOURCES)
-    others = zip(labels, _shades(len(labels)), cycle(MARKERS))
-    return [own.get(label) or Look(label, shade, marker, "") for label, shade, marker in others]

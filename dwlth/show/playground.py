@@ -25,7 +25,7 @@ from dwlth.results import Folder, read_table
 from dwlth.running import grid
 from dwlth.runs import Run
 from dwlth.show import style
-from dwlth.show.analysis import class_names
+from dwlth.show.attacked import class_names
 from dwlth.transfer import load
 
 if TYPE_CHECKING:

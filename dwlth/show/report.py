@@ -303,7 +303,7 @@ def of_eps(attack: Attack) -> Sentences:
 
 
 def under_attack(steps: Mapping[str, pd.DataFrame], images: int) -> Sentences:
-    """What an attack does to networks, by name: the first and last accuracy of `dwlth.show.analysis.attack_steps`."""
+    """What an attack does to networks, by name: the first and last accuracy of `dwlth.show.attacked.attack_steps`."""
     lines = [f"Of these {images} images, these shares are classified right:", ""]
     for name, rows in steps.items():
         clean, attacked = rows["accuracy"].iloc[[0, -1]]

@@ -6,10 +6,12 @@ Nothing here touches pyplot, and matplotlib's settings are changed only inside `
 import contextlib
 import io
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import cycle
 from typing import NamedTuple
 
 import matplotlib as mpl
+import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.artist import Artist
@@ -161,3 +163,20 @@ def interval(values: pd.Series) -> tuple[float, float]:
 
     half = stdtrit(len(values) - 1, 0.975) * values.sem() if len(values) > 1 else 0.0
     return values.mean() - half, values.mean() + half
+
+
+def name(label: str) -> str:
+    """A source as the legends call it, and any other label as it is."""
+    return SOURCES.get(label, label)
+
+
+def of_labels(labels: Collection[str]) -> list[Look]:
+    """What the line of each label looks like: the paper's sources as in every figure, others from dark to light."""
+    own = of_sources(SOURCES)
+    others = zip(labels, shades(len(labels)), cycle(MARKERS))
+    return [own.get(label) or Look(label, shade, marker, "") for label, shade, marker in others]
+
+
+def shades(count: int) -> list[str]:
+    """From dark to light, so that lines can be told apart in print."""
+    return [str(value) for value in np.linspace(0, 0.65, count).round(2)]
