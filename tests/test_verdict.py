@@ -8,7 +8,8 @@ from scipy import stats
 from dwlth import presets, verdict
 from dwlth.__main__ import main
 from dwlth.errors import DwlthError, NotYet
-from dwlth.results import Folder, read_table
+from dwlth.results import KEY, Folder, read_table
+from dwlth.results.records import write_table
 from dwlth.running.settings import override
 from dwlth.runs import Run
 from dwlth.show import report
@@ -422,3 +423,13 @@ def test_the_last_screen_of_a_run(done, capsys):
     out = capsys.readouterr().out
     assert len(out.splitlines()) <= 25 and f"--results {folder.root}" in out
     assert (folder.figures / "curves-digits5-9-1.png").exists() and "curves-digits5-9-1.png" in out
+
+
+def test_a_seed_of_the_source_is_written_as_a_whole_number_whatever_else_is_in_the_table(tmp_path):
+    path, measured = tmp_path / "table.csv", {"sparsity": 0.5, "sa": 1.0, "ra": 0.5, "seconds": 1.0}
+    rows, texts = pd.DataFrame({"id": ["a", "b"], **dict.fromkeys(KEY, 0), **measured}), []
+    for seeds in ([0, 0], [0.0, None], pd.Series([0, None], dtype=object), pd.Series([0.0, None], dtype=object)):
+        write_table(path, rows.assign(source_seed=seeds))
+        texts.append(path.read_text().splitlines()[1])
+        assert read_table(path)["source_seed"][0] == 0
+    assert len(set(texts)) == 1

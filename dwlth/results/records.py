@@ -82,6 +82,8 @@ def read_table(path: Path) -> pd.DataFrame:
 def write_table(path: Path, table: pd.DataFrame) -> None:
     """A table as CSV, each row with a checksum of its own, in the last column: rows can be sorted, filtered and put
     together, other programs read the file as any CSV, and no second file can be left behind."""
+    if "source_seed" in table:  # as a whole number, whatever pandas made of it
+        table = table.assign(source_seed=table["source_seed"].astype(float).astype("Int64"))
     text = table.to_csv(index=False, lineterminator="\n", float_format="%.10g")
     header, *lines = csv.reader(io.StringIO(text, newline=""))
     sealed = io.StringIO(newline="")
