@@ -4,6 +4,7 @@
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -18,7 +19,7 @@ from dwlth.attacks import Attack, batch_norm
 from dwlth.data import Augment, Split
 from dwlth.errors import DwlthError
 from dwlth.evaluation import evaluate
-from dwlth.files import write, write_json
+from dwlth.files import read_json, write, write_json
 from dwlth.models import Classifier
 from dwlth.outside.autoattack import autoattack
 from dwlth.results import Folder, provenance
@@ -67,6 +68,7 @@ def audit(
     augment: Augment | None = None,
     precision: str = "float32",
     exact: bool = False,
+    tell: Callable[[str], object] = lambda check: None,
 ) -> pd.DataFrame:
     """One row for each check of `model` on the images of `split`: its name, what was found, what an honest network
     shows, and the verdict: `passes`, `fails`, or empty for what is only measured.
@@ -75,6 +77,7 @@ def audit(
         attack: the one that RA is measured with.
         others: networks by name, whose adversarial images are tried on this one.
         augment, precision, exact: see `dwlth.evaluation.evaluate`.
+        tell: hears of each check that is done.
 
     Raises:
         DwlthError: for an attack of no steps; see also `dwlth.outside.autoattack.autoattack`.
@@ -87,6 +90,7 @@ def audit(
     def add(check: str, found: str, honest: str = "", fine: bool | None = None) -> None:
         rows.append({"check": check, "found": found, "honest": honest})
         rows[-1]["verdict"] = "" if fine is None else "passes" if fine else "fails"
+        tell(check)
 
     def ra(other: Attack) -> float:
         return 100 * evaluate(model, split, other, seed, **measuring)[1]
@@ -140,48 +144,68 @@ def audit(
 def audit_transfers(folder: Folder, runs: Sequence[Run]) -> pd.DataFrame:
     """`audit` of the networks that transfers ended with, on the first `preset.autoattack_images` test images, each with
     the dense network of another source as the one whose images are tried. Writes `audit.csv`, and `claims.json` with
-    what RobustBench asks of an entry, into the results' folder.
+    what RobustBench asks of an entry, into the results' folder, after each network. One that is in both is not audited
+    again; so an audit that was stopped goes on.
 
     Args:
         runs: transfers under adversarial training, whose networks are on disk.
 
+    Returns:
+        `audit.csv`: the rows of `audit` for each network, with its run's `id`, `source`, `sparsity` and `seed`.
+
     Raises:
-        DwlthError: for a network that was not kept.
+        DwlthError: for a network that was not kept, or a damaged `claims.json`.
     """
-    preset, tables, claims = folder.preset, [], []
-    for run in tqdm(runs, "audit"):
+    preset = folder.preset
+    for run in (bar := tqdm(runs, "audit")):
         others = [other for other in runs if other.source != run.source and not other.round][:1]
         task, recipe = folder.dataset(run.downstream, run.seed), preset.recipe(run)
         test = task.test.take(list(range(min(preset.autoattack_images, len(task.test)))))
+        id_, evaluation = preset.run_id(run), f"AutoAttack (standard), the first {len(test)} test images"
+        audited = _audited(folder)
+        if id_ in audited and audited[id_][1]["evaluation"] == evaluation:
+            continue
         moved = {str(other.source): load(folder, other) for other in others}
         attack, seed = preset.evaluation, stream(run.seed, "audit")
         with torch_threads(threads(preset.network)):
-            found = audit(load(folder, run), test, attack, seed=seed, others=moved, **recipe.measuring)
+            measuring = recipe.measuring | {"seed": seed, "others": moved, "tell": bar.set_postfix_str}
+            found = audit(load(folder, run), test, attack, **measuring)
         sparsity = 1 - (1 - preset.prune_rate) ** run.round
-        tables.append(found.assign(id=preset.run_id(run), source=run.source, sparsity=sparsity, seed=run.seed))
         measured = found.set_index("check")["found"]
         clean, _, pgd = measured["SA and RA"].removesuffix(" %").partition(" and ")
-        claims.append(
-            {
-                "architecture": preset.network,
-                "dataset": run.downstream,
-                "threat_model": attack.norm,
-                "eps": attack.eps,
-                "clean_acc": float(clean),
-                "autoattack_acc": float(measured["RA under AutoAttack"].removesuffix(" %")),
-                "pgd_acc": float(pgd),
-                "evaluation": f"AutoAttack (standard), the first {len(test)} test images",
-                "sparsity": round(sparsity, 4),
-                "pretraining": run.source,
-                "failed_checks": found["check"][found["verdict"] == "fails"].tolist(),
-                "file": folder.network(run).relative_to(folder.path).as_posix(),
-                "commit": provenance(folder.device, recipe.precision, 1, 0.0, "")["commit"],
-            }
-        )
-    table = pd.concat(tables, ignore_index=True)
-    write(folder.path / "audit.csv", lambda path: table.to_csv(path, index=False, lineterminator="\n"))
-    write_json(folder.path / "claims.json", {"claims": claims})
-    return table
+        claim = {
+            "architecture": preset.network,
+            "dataset": run.downstream,
+            "threat_model": attack.norm,
+            "eps": attack.eps,
+            "clean_acc": float(clean),
+            "autoattack_acc": float(measured["RA under AutoAttack"].removesuffix(" %")),
+            "pgd_acc": float(pgd),
+            "evaluation": evaluation,
+            "sparsity": round(sparsity, 4),
+            "pretraining": run.source,
+            "failed_checks": found["check"][found["verdict"] == "fails"].tolist(),
+            "file": folder.network(run).relative_to(folder.path).as_posix(),
+            "commit": provenance(folder.device, recipe.precision, 1, 0.0, "")["commit"],
+        }
+        audited = _audited(folder)  # once more: another process may have added to it
+        audited[id_] = found.assign(id=id_, source=run.source, sparsity=sparsity, seed=run.seed), claim
+        table = pd.concat([rows for rows, _ in audited.values()], ignore_index=True)
+        write(folder.path / "audit.csv", lambda path, table=table: table.to_csv(path, index=False, lineterminator="\n"))
+        write_json(folder.path / "claims.json", {"claims": [claim for _, claim in audited.values()]})
+    return pd.concat([rows for rows, _ in _audited(folder).values()], ignore_index=True)
+
+
+def _audited(folder: Folder) -> dict[str, tuple[pd.DataFrame, dict[str, Any]]]:
+    """The rows and the claim of each network that an earlier audit ended with, by its run's id; those of other settings
+    than the preset's now are left out."""
+    table, claims = folder.path / "audit.csv", folder.path / "claims.json"
+    if not (table.exists() and claims.exists()):
+        return {}
+    rows = pd.read_csv(table, keep_default_na=False, dtype={"id": str})
+    now = {folder.preset.run_id(run) for run in folder.preset.grid() if run.stage == "transfer"}
+    of = {Path(claim["file"]).stem: claim for claim in read_json(claims, "claims of an audit")["claims"]}
+    return {id_: (rows[rows["id"] == id_], of[id_]) for id_ in rows["id"].unique() if id_ in of and id_ in now}
 
 
 def active_test(model: nn.Module, x: Tensor, attack: Attack, seed: int = 0, inner: int = 200) -> tuple[int, int]:

@@ -19,7 +19,7 @@ def read_audit(folder: Folder) -> pd.DataFrame:
     path = folder.path / "audit.csv"
     if not path.exists():
         raise NotYet(f"no audit in {folder.path}: `python -m dwlth audit {folder.preset.name}` makes it")
-    return pd.read_csv(path, keep_default_na=False)
+    return pd.read_csv(path, keep_default_na=False, dtype={"id": str})
 
 
 def checks(found: pd.DataFrame) -> pd.DataFrame:
