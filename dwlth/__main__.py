@@ -181,10 +181,10 @@ def check_robustness(args) -> int:
     folder = replace(folder, preset=replace(folder.preset, keep_networks=True))
     found = verdict.verdict(folder.collect(), folder.preset.margins)
     runs = [replace(run, stage="transfer") for run in grid.for_autoattack(folder.preset, found)]
-    runs = [run for run in runs if not args.source or run.source in args.source]
+    # also the networks of other sources: their images are tried
     if ends := _do(args, folder, runs, files=True):  # those whose network was not kept are trained once more
         return ends
-    print(report.report_audit(audit_transfers(folder, runs)))
+    print(report.report_audit(audit_transfers(folder, runs, args.source or ())))
     return 0
 
 

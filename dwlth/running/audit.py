@@ -2,7 +2,7 @@
 2019, "On evaluating adversarial robustness", and for the active test Zimmermann et al., 2022."""
 
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -141,7 +141,7 @@ def audit(
     return pd.DataFrame(rows)
 
 
-def audit_transfers(folder: Folder, runs: Sequence[Run]) -> pd.DataFrame:
+def audit_transfers(folder: Folder, runs: Sequence[Run], sources: Collection[str] = ()) -> pd.DataFrame:
     """`audit` of the networks that transfers ended with, on the first `preset.autoattack_images` test images, each with
     the dense network of another source as the one whose images are tried. Writes `audit.csv`, and `claims.json` with
     what RobustBench asks of an entry, into the results' folder, after each network. One that is in both is not audited
@@ -149,6 +149,7 @@ def audit_transfers(folder: Folder, runs: Sequence[Run]) -> pd.DataFrame:
 
     Args:
         runs: transfers under adversarial training, whose networks are on disk.
+        sources: audit only the networks of these; by default of all.
 
     Returns:
         `audit.csv`: the rows of `audit` for each network, with its run's `id`, `source`, `sparsity` and `seed`.
@@ -157,7 +158,7 @@ def audit_transfers(folder: Folder, runs: Sequence[Run]) -> pd.DataFrame:
         DwlthError: for a network that was not kept, or a damaged `claims.json`.
     """
     preset = folder.preset
-    for run in (bar := tqdm(runs, "audit")):
+    for run in (bar := tqdm([run for run in runs if not sources or run.source in sources], "audit")):
         others = [other for other in runs if other.source != run.source and not other.round][:1]
         task, recipe = folder.dataset(run.downstream, run.seed), preset.recipe(run)
         test = task.test.take(list(range(min(preset.autoattack_images, len(task.test)))))
