@@ -67,7 +67,7 @@ class Sizes:
 
 CPU = Sizes()
 CUDA = Sizes(batches=24, test_images=800, crops=16384, resized=4096, ceiling=8192)
-SMOKE = Sizes("small_resnet", 8, 8, 2, 2, 40, 3, 2, "resnet18", 64, 16, 128, threads=1)
+SMOKE = Sizes("small_resnet", 8, 8, 2, 2, 40, 10, 2, "resnet18", 64, 16, 128, threads=1)
 BIG = Sizes("resnet50", 224, 64, 12)
 
 

@@ -36,7 +36,7 @@ def test_every_row_runs_and_its_contenders_agree(tmp_path):
         assert len({line["masks"] for line in rows[name].values()}) == 1
     for name in ("evaluation", "last_step"):
         ra = [line["ra"] for line in rows[name].values() if "ra" in line]
-        assert len(ra) >= 2 and min(ra) > 0.1 and max(ra) - min(ra) <= 2.5 / report["about"]["sizes"]["test_images"]
+        assert len(ra) >= 2 and min(ra) > 0.1 and max(ra) - min(ra) <= 3.5 / report["about"]["sizes"]["test_images"]
 
 
 def test_the_schedule_of_a_grid_is_that_of_a_hand_made_case():

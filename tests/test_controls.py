@@ -391,6 +391,11 @@ def test_the_scoreboard_s_open_questions():
     assert barrier["answer"] == "undecided" and "SA adversarial +0.2 (0.2 to 0.2)" in barrier["effect"]
     low = claims.scoreboard(low.assign(barrier_ra=0.019), MARGINS).set_index("claim")
     assert low.loc["No barrier parts two trainings from one start"]["answer"] == "supported"
+    for kind in ("shuffled", "trained@standard", "crossed@standard"):  # a run under way has one regime only
+        begun = table[(table["method"] != kind) | (table["regime"] == "adversarial")]
+        assert len(claims.scoreboard(begun, MARGINS)) == 9
+    begun = table[(table["method"] != "shuffled") | (table["regime"] == "adversarial") | (table["seed"] > 1)]
+    assert claims.scoreboard(begun, MARGINS).set_index("claim").loc[mask.name, "seeds"] == 3
     without = table[~table["method"].str.contains("crossed|shuffled|trained") & (table["stage"] != "connect")]
     assert len(claims.scoreboard(without, MARGINS)) == 6
     pd.testing.assert_frame_equal(claims.scoreboard(without, MARGINS).set_index("claim"), board[:6])

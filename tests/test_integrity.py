@@ -8,6 +8,7 @@ import os
 import pickle
 import random
 import shutil
+import statistics
 import struct
 import subprocess
 import threading
@@ -327,7 +328,8 @@ def test_collectors_and_writers_at_once_lose_nothing(done, tmp_path):
 
 
 def test_ten_thousand_records_are_collected_in_five_seconds(done, tmp_path):
-    """A quarter of them in a quarter of the time, of a core: each record is read once, and takes the same time."""
+    """Of a quiet core, which needs a third of that to read as many files of JSON. So the test is of this ratio, on any
+    core, and of a quarter of the records: each is read once, and takes the same time."""
     folder, (run, *_) = replace(done, root=tmp_path), done.preset.grid()[-1:]
     record = files.read_json(done.record(run), "record")
     record["result"]["history"] *= 8
@@ -338,14 +340,18 @@ def test_ten_thousand_records_are_collected_in_five_seconds(done, tmp_path):
         new = record | {"id": folder.preset.run_id(own), "config": config}
         folder.record(own).write_text(json.dumps(new | {"checksum": files.digest(new, 64)}, indent=1))
     assert folder.record(own).stat().st_size > 5_000  # as those of `digits`
-    took = []
+    paths, took, bare = list(folder.record(own).parent.glob("*.json")), [], []
     for _ in range(3):
         folder.table.unlink(missing_ok=True)
         began = time.process_time()
         assert len(folder.collect()) == 2_500
-        took.append(4 * (time.process_time() - began))
-    print(f"10,000 records: {min(took):.1f} s of a core")
-    assert min(took) < 5
+        took.append(time.process_time() - began)
+        began = time.process_time()
+        assert len([json.loads(path.read_text()) for path in paths]) == 2_500
+        bare.append(time.process_time() - began)
+    ratio = statistics.median(a / b for a, b in zip(took, bare))
+    print(f"10,000 records: {4 * min(took):.1f} s of a core, {ratio:.1f} times their reading as JSON")
+    assert ratio < 4
 
 
 class Bomb:

@@ -44,7 +44,7 @@ def test_every_source_has_its_page(site):
     missing = [path for path in pages if not (site / path.relative_to(ROOT).with_suffix(".html")).exists()]
     assert missing == [] and len(pages) > 50
     gallery = (site / "docs" / "gallery.html").read_text()
-    figures = [path.stem for path in ROOT.glob("results/*/figures/*.png")]
+    figures = [path.name for path in ROOT.glob("results/*/figures/*.png")]
     assert figures and [name for name in figures if name not in gallery] == []
     assert "<math" in (site / "notebooks" / "01_pretraining_sources.html").read_text()
 

@@ -121,11 +121,21 @@ def audit(
         add(f"RA under {name}", f"{stronger:.1f} %", f"at most {CONVERGED:g} points less", own - stronger <= CONVERGED)
     numbers = {"eps": attack.eps, "norm": attack.norm, "seed": seed % 2**31}
     square = accuracy(lambda x, y: autoattack(model, x, y, **numbers, attacks=["square"]))
-    add("RA under Square, a black-box attack", f"{square:.1f} %", "not below PGD's", square >= own - POINTS)
+    add(
+        "RA under Square, a black-box attack",
+        f"{square:.1f} %",
+        f"at most {POINTS:g} point less",
+        square >= own - POINTS,
+    )
     generator = torch.Generator(split.labels.device).manual_seed(seed % 2**31)
     for name, other in (others or {}).items():
         moved = accuracy(lambda x, y, other=other: attack(other, x, y, generator))
-        add(f"RA under images made for {name}", f"{moved:.1f} %", "not below PGD's", moved >= own - POINTS)
+        add(
+            f"RA under images made for {name}",
+            f"{moved:.1f} %",
+            f"at most {POINTS:g} point less",
+            moved >= own - POINTS,
+        )
     auto = accuracy(lambda x, y: autoattack(model, x, y, **numbers))
     add("RA under AutoAttack", f"{auto:.1f} %", f"at most {BEYOND_PGD:g} points less", own - auto <= BEYOND_PGD)
     x, y = next(iter(split.batches(min(128, len(split)), augment=augment)))
@@ -171,7 +181,7 @@ def audit_transfers(folder: Folder, runs: Sequence[Run], sources: Collection[str
         with torch_threads(threads(preset.network)):
             measuring = recipe.measuring | {"seed": seed, "others": moved, "tell": bar.set_postfix_str}
             found = audit(load(folder, run), test, attack, **measuring)
-        sparsity = 1 - (1 - preset.prune_rate) ** run.round
+        sparsity = round(1 - (1 - preset.prune_rate) ** run.round, 4)
         measured = found.set_index("check")["found"]
         clean, _, pgd = measured["SA and RA"].removesuffix(" %").partition(" and ")
         claim = {
@@ -183,7 +193,7 @@ def audit_transfers(folder: Folder, runs: Sequence[Run], sources: Collection[str
             "autoattack_acc": float(measured["RA under AutoAttack"].removesuffix(" %")),
             "pgd_acc": float(pgd),
             "evaluation": evaluation,
-            "sparsity": round(sparsity, 4),
+            "sparsity": sparsity,
             "pretraining": run.source,
             "failed_checks": found["check"][found["verdict"] == "fails"].tolist(),
             "file": folder.network(run).relative_to(folder.path).as_posix(),

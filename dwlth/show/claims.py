@@ -168,7 +168,9 @@ def _over_shuffled(table: pd.DataFrame, tasks: list[str]) -> pd.DataFrame | None
             found.append(against_imp(table, task).query("method == 'shuffled'"))
     if not found or pd.concat(found).empty:
         return None
-    return -pd.concat(found).pivot_table("points", "seed", "criterion")[list(CRITERIA)]
+    points = pd.concat(found).pivot_table("points", "seed", "criterion")
+    points = -points.reindex(columns=list(CRITERIA)).dropna()  # a run under way has some criteria and seeds only
+    return None if points.empty else points
 
 
 def _weights_over_mask(table: pd.DataFrame, tasks: list[str]) -> pd.DataFrame | None:
