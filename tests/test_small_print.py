@@ -20,7 +20,7 @@ from dwlth.__main__ import _parser
 from dwlth.results import Folder, read_table
 from dwlth.running.settings import override
 from dwlth.show.claims import scoreboard
-from dwlth.show.crossing import crossed, variance
+from dwlth.show.crossing import against_imp, crossed, variance
 from dwlth.show.order import order
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -247,12 +247,28 @@ def test_results_of_the_readme_are_those_of_the_tables():
     share = parts.set_index("part")["share"]
     words = f"explain {share['weights']:.0%} of its spread (the mask: {share['mask']:.0%})".replace("%", " %")
     assert words in " ".join(README.split())
+    effect = scoreboard(photographs, presets.get("cifar-small").margins).set_index("claim")["effect"]
+    shuffled = r"SA standard \+(\S+) (\(.*?\)); .*RA adversarial \+(\S+) (\(.*?\))"
+    words = "have {} points less SA after standard transfer {} and {} points less RA {} than IMP's"
+    words = words.format(*re.search(shuffled, effect["IMP's mask beats a shuffled one"]).groups())
+    assert words in " ".join(README.split())
+    pruned = against_imp(photographs, "cifar10").query("round == 11").groupby(["method", "criterion"])["points"].mean()
+    sa, ra = (-pruned.xs(name, level="criterion") for name in ("SA, standard transfer", "RA, adversarial transfer"))
+    words = f"it has {sa['oneshot']:.1f} points less SA after standard transfer and {ra['oneshot']:.1f} points less RA"
+    assert words in " ".join(README.split())
+    words = f"Random pruning has {sa['random']:.1f} and {ra['random']:.1f} points less."
+    assert words in " ".join(README.split())
+    audited = pd.read_csv(ROOT / "results" / "cifar-small" / "audit.csv")["verdict"].dropna()
+    assert f"{(audited == 'passes').sum()} of {len(audited)} checks of these four networks pass" in README
     whole = read_table(ROOT / "results" / "cifar-small" / "table.csv").query("fraction == 1 and stage == 'transfer'")
     whole = 100 * whole.query("round == 0 and seed == 0").set_index(["source", "regime"])[["sa", "ra"]]
     for source in whole.index.unique("source"):
         plain, attacked = whole.loc[source, "standard"], whole.loc[source, "adversarial"]
         row = f"| {source.replace('_', ' ')} | {plain['sa']:.1f} % | {attacked['sa']:.1f} % | {attacked['ra']:.1f} % |"
         assert row in (ROOT / "docs" / "cifar-small.md").read_text()
+
+
+def test_results_on_digits_in_the_readme_are_those_of_its_table():
     table, section = read_table(ROOT / "results" / "digits" / "table.csv"), " ".join(README.split())
     preset, imp = presets.get("digits"), table[table["method"] == "imp"]
     found = verdict.verdict(table, preset.margins).set_index(["fraction", "source"])["sparsity"]
