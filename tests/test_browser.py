@@ -152,7 +152,7 @@ def run_all(page, lab, name):
     page.goto(f"{lab}/lab/tree/my-notebooks/{name}?reset")
     page.wait_for_function("() => window.jupyterapp && window.jupyterapp.shell.currentWidget?.content?.model")
     assert page.evaluate(RUN_ALL) == []
-    assert time.monotonic() - began < STEP * max(1, os.getloadavg()[0] / os.cpu_count() / 2)  # busy: two for a core
+    assert time.monotonic() - began < STEP * max(1, os.getloadavg()[0] / os.cpu_count())  # longer beside others
 
 
 class Shown:
