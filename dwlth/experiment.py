@@ -264,7 +264,7 @@ class Experiment:
     ) -> Figure:
         """The tickets of a source by each way to prune, or by those `of` a selection."""
         self._check(source)
-        return figures.methods(self.table(), self.task(downstream), source, fraction, of)
+        return pictures.draw_methods(self.table(), self.task(downstream), source, fraction, of)
 
     def controls(
         self, round: int | None = None, fraction: float | None = None, downstream: str | None = None

@@ -10,7 +10,7 @@ from matplotlib.colors import to_rgb
 from dwlth import masks, verdict
 from dwlth.errors import NotYet
 from dwlth.presets import SOURCES
-from dwlth.show import figures, style
+from dwlth.show import controls, figures, style
 
 MARGINS = {"sa": 1.0, "ra": 2.0}
 ROUNDS = range(10)
@@ -89,10 +89,10 @@ def three_answers():
     "draw",
     [
         lambda runs: figures.curves(runs, "CIFAR-10", 1.0, MARGINS),
-        lambda runs: figures.curve(runs, "CIFAR-10", 1.0, "standard", "sa", "adversarial", 4, MARGINS),
+        lambda runs: figures.criteria(runs, "CIFAR-10", 1.0, "adversarial", 4, MARGINS),
         lambda runs: figures.differences(runs, "CIFAR-10", 1.0, MARGINS),
     ],
-    ids=["curves", "curve", "differences"],
+    ids=["curves", "criteria", "differences"],
 )
 def test_marks_and_the_legend_say_the_three_answers(draw):
     figure = draw(three_answers())
@@ -172,7 +172,7 @@ def test_a_figure_without_its_runs_is_left_out(runs, tmp_path):
 def test_threads_draw_the_same_picture_and_leave_settings_as_they_were(runs):
     before = dict(mpl.rcParams)
     draws = [
-        lambda: figures.png(figures.curve(runs, "CIFAR-10", 1.0, "adversarial", "ra", "standard", 3, MARGINS)),
+        lambda: figures.png(figures.criteria(runs, "CIFAR-10", 1.0, "standard", 3, MARGINS)),
         lambda: figures.png(figures.gain(runs, "CIFAR-10")),
     ]
     alone = [draw() for draw in draws]
@@ -191,7 +191,7 @@ def test_methods_are_compared_where_all_were_run(runs):
     one = of_method(runs, "oneshot", [2, 6, 9], sa=0.5)
     other = of_method(runs, "random", [2, 6], ra=0.25)
     some = pd.concat([runs, one[one["seed"] == 0], other[other["seed"] == 0]], ignore_index=True)
-    figure = figures.methods(some, "CIFAR-10", "standard")
+    figure = controls.draw_methods(some, "CIFAR-10", "standard")
     found = [[line for line in panel.lines if line.get_linestyle() != "None"] for panel in figure.axes]
     assert [len(lines) for lines in found] == [3, 3, 3]
     assert all(list(line.get_xdata()) == [0, 2, 6] for lines in found for line in lines)
@@ -199,7 +199,7 @@ def test_methods_are_compared_where_all_were_run(runs):
     assert found[2][2].get_ydata()[1] == pytest.approx(25)
     assert [text.get_text() for text in figure.legends[0].texts] == ["IMP", "One-shot", "Random"]
     with pytest.raises(NotYet, match="adversarial source"):
-        figures.methods(runs, "CIFAR-10", "adversarial")
+        controls.draw_methods(runs, "CIFAR-10", "adversarial")
 
 
 def test_the_gain_is_that_of_the_same_seed(runs):

@@ -39,7 +39,7 @@ def read_record(path: Path) -> dict[str, Any]:
     return record
 
 
-def read_table(path: Path) -> pd.DataFrame:
+def read_table(path: Path | str) -> pd.DataFrame:
     """A table of results: a row per run that has ended; its `status` is ok, or failed, and then it has no SA and RA.
     These are fractions in [0, 1]; `sa` and `ra` are those of the network that the verdict looks at (see
     `dwlth.transfer`), `sa_best_ra` is the SA of the network with the best validation RA, and so on; in rows of stage
@@ -50,6 +50,7 @@ def read_table(path: Path) -> pd.DataFrame:
     Raises:
         DwlthError: if the file is missing or no such table, or a row is not as it was written.
     """
+    path = Path(path)
     if not path.exists():
         raise DwlthError(f"{path}: no results here yet; `python -m dwlth run PRESET` makes them")
     content = path.read_bytes()
@@ -77,6 +78,16 @@ def read_table(path: Path) -> pd.DataFrame:
     whole = [None if pd.isna(seed) else int(seed) for seed in own]  # None: the run's own seed
     table["source_seed"] = pd.Series(whole, table.index, dtype=object)  # or else 0 becomes 0.0, and the id another one
     return table
+
+
+def ended(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of runs that did not fail."""
+    return table[table["status"] == "ok"] if "status" in table else table
+
+
+def percents(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of runs that did not fail, with SA and RA in percent."""
+    return ended(table).assign(sa=lambda rows: 100 * rows["sa"], ra=lambda rows: 100 * rows["ra"])
 
 
 def write_table(path: Path, table: pd.DataFrame) -> None:

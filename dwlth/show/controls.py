@@ -3,6 +3,7 @@
 Intervals are of 95 %: of means over the seeds Student's t, of shares the bootstrap over the seeds.
 """
 
+from collections.abc import Collection
 from functools import partial
 
 import numpy as np
@@ -12,7 +13,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from dwlth.errors import NotYet
+from dwlth.masks import METHODS
 from dwlth.presets import SOURCES, in_order
+from dwlth.results import percents
 from dwlth.results.records import BARRIERS
 from dwlth.show import style
 from dwlth.show.crossing import PARTS, against_imp, crossed, variance
@@ -124,6 +127,43 @@ def draw_controls(
     figure.suptitle(
         f"Other tickets against IMP's of the same source and seed, {100 * sparsity:.4g} % pruned\n"
         f"({downstream}, {percent(found['fraction'].iloc[0])} of its data; bars: 95 % intervals)"
+    )
+    return figure
+
+
+@styled()
+def draw_methods(
+    table: pd.DataFrame, downstream: str, source: str, fraction: float = 1.0, of: Collection[str] = ()
+) -> Figure:
+    """SA and RA of one source's tickets by each pruning method, or by those `of` a selection, at the rounds and seeds
+    that all of them have; the first point is the dense network.
+
+    Raises:
+        NotYet: if the table has no round at which they can be compared.
+    """
+    runs = percents(table[(table["stage"] == "transfer") & (table["source"] == source)])
+    runs = runs[(runs["downstream"] == downstream) & (runs["fraction"] == fraction)]
+    looks = {
+        name: look for name, look in style.of_methods().items() if name in set(runs["method"]) & set(of or METHODS)
+    }
+    dense, runs = runs[runs["round"] == 0], runs[runs["method"].isin(list(looks))]
+    runs = pd.concat([runs[runs["round"] > 0], *(dense.assign(method=method) for method in looks)])
+    runs = runs[runs.groupby(["regime", "round", "seed"])["method"].transform("nunique") == len(looks)]
+    if len(looks) < 2 or not len(runs[runs["round"] > 0]):
+        raise NotYet(f"no round has tickets of the {source} source by several of {', '.join(style.of_methods())}")
+    runs = runs[runs["seed"].isin(runs[runs["round"] > 0]["seed"]) & runs["method"].isin(list(looks))]
+    figure = Picture(figsize=(WIDTH, 3.5), layout="constrained")
+    panels = figure.subplots(1, len(CRITERIA))
+    for panel, (title, (regime, metric)) in zip(panels, CRITERIA.items()):
+        shown = runs[runs["regime"] == regime]
+        bars = {"err_style": "bars", "err_kws": {"capsize": 2}}
+        style.lines(panel, shown, "round", metric, "method", looks, estimator="mean", errorbar="se", **bars)
+        sparsity_axis(panel, runs.groupby("round")["sparsity"].first().to_dict())
+        panel.set(title=title, ylabel=f"{metric.upper()} (%)")
+    legend(figure, *zip(style.handles(looks)))
+    figure.suptitle(
+        f"{SOURCES.get(source, source)} pre-training: tickets transferred to {downstream} with {percent(fraction)} of "
+        "its training data (bars: one standard error)"
     )
     return figure
 

@@ -11,6 +11,7 @@ import pandas as pd
 from dwlth.controls import other
 from dwlth.errors import NotYet
 from dwlth.presets import in_order
+from dwlth.results import percents
 from dwlth.verdict import CRITERIA, bounds
 
 PARTS = ("weights", "mask", "match", "seeds", "rest")
@@ -30,7 +31,7 @@ def crossed(table: pd.DataFrame, downstream: str, fraction: float | None = None,
         NotYet: where nothing is left.
     """
     runs = table[(table["stage"] == "transfer") & (table["downstream"] == downstream) & (table["round"] > 0)]
-    runs = _at(_percents(runs), [name.startswith(f"{kind}@") for name in runs["method"]], fraction)
+    runs = _at(percents(runs), [name.startswith(f"{kind}@") for name in runs["method"]], fraction)
     if runs.empty:
         raise NotYet(f"no crossing in the table: `python -m dwlth run PRESET` with `--set methods={kind}` makes it")
     own, far = runs["method"] == "imp", runs["method"].str.startswith(f"{kind}@")
@@ -113,7 +114,7 @@ def against_imp(table: pd.DataFrame, downstream: str, fraction: float | None = N
         NotYet: where there is none.
     """
     runs = table[(table["stage"] == "transfer") & (table["downstream"] == downstream) & (table["round"] > 0)]
-    runs = _percents(runs[~runs["method"].str.contains("@")])
+    runs = percents(runs[~runs["method"].str.contains("@")])
     runs = _at(runs, list(runs["method"] != "imp"), fraction)
     index = ["fraction", "source", "round", "seed"]
     parts = []
@@ -161,11 +162,6 @@ def words(table: pd.DataFrame, downstream: str, fraction: float | None = None) -
         f"{gain((weights, masks.idxmax()))}, and under this mask the {sources.idxmax()} weights bring "
         f"{gain((sources.idxmax(), mask))}."
     )
-
-
-def _percents(runs: pd.DataFrame) -> pd.DataFrame:
-    """Rows with SA and RA in percent, failed runs left out."""
-    return runs.assign(sa=100 * runs["sa"], ra=100 * runs["ra"])
 
 
 def _at(runs: pd.DataFrame, chosen: list[bool], fraction: float | None) -> pd.DataFrame:

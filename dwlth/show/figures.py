@@ -2,7 +2,7 @@
 
 import contextlib
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -17,15 +17,14 @@ from matplotlib.patches import Patch
 from dwlth import verdict
 from dwlth.errors import NotYet
 from dwlth.files import write
-from dwlth.masks import METHODS
-from dwlth.presets import SOURCES, in_order
-from dwlth.results import Folder
+from dwlth.presets import in_order
+from dwlth.results import Folder, ended, percents
 from dwlth.show import style
 from dwlth.show.style import WIDTH, Look, Picture, interval, legend, percent, png, sparsity_axis, styled, ticks
 from dwlth.verdict import CRITERIA, FOURTH, PAPER, transfers
 
-__all__ = ["Picture", "criteria", "curve", "curves", "differences", "double_wins", "draw_all", "gain", "histories"]
-__all__ += ["methods", "png", "pretraining", "summary"]
+__all__ = ["Picture", "criteria", "curves", "differences", "double_wins", "draw_all", "gain", "histories"]
+__all__ += ["png", "pretraining", "summary"]
 
 PANELS = CRITERIA | FOURTH
 """What the paper's definition names: the criteria, and the fourth."""
@@ -70,48 +69,6 @@ def curves(
         panel.set_title(criterion if criterion in CRITERIA else f"{criterion} (not judged)")
     figure.suptitle(f"Tickets transferred to {downstream} with {percent(fraction)} of its training data")
     legend(figure, style.handles(looks), _answers(found), _levels(found, _band(0.35)))
-    return figure
-
-
-@styled()
-def curve(
-    table: pd.DataFrame,
-    downstream: str,
-    fraction: float,
-    regime: str,
-    metric: str,
-    source: str,
-    round_: int | None = None,
-    margins: Margins | None = None,
-) -> Figure:
-    """One panel of `curves`, for a regime and a metric (`sa` or `ra`): the tickets of `source`, those of the other
-    sources faint, and a ring around the ticket of IMP round `round_`.
-
-    Raises:
-        NotYet: if the table has no such transfers.
-    """
-    runs = transfers(table, downstream, fraction)
-    if not (runs["regime"] == regime).any():
-        raise NotYet(
-            f"no {regime} transfers to {downstream} with {percent(fraction)} of its data in the table yet; "
-            "`python -m dwlth run PRESET` makes them"
-        )
-    looks = style.of_sources(runs["source"])
-    in_front = sorted(looks, key=lambda name: name == source)
-    looks = {name: looks[name] if name == source else looks[name].faint() for name in in_front}
-    found = _tests(table[table["source"] == source], downstream, fraction, margins)
-    figure = Picture(figsize=(7.5, 4.6), layout="constrained")
-    panel = figure.subplots()
-    criterion = next((name for name, column in PANELS.items() if column == (regime, metric)), "")
-    means = _curves(panel, runs, found, criterion, (regime, metric), margins, looks, {source} & looks.keys())
-    if (source, round_) in means.index:
-        panel.plot(round_, means[source, round_], **RING)
-        panel.axvline(round_, color="black", linewidth=0.8, linestyle=":")
-    panel.set_title(
-        f"{metric.upper()}, {regime} transfer to {downstream} with {percent(fraction)} of its training data"
-    )
-    shown = style.handles({name: looks[name] for name in in_order(looks)})
-    legend(figure, shown, _answers(found), _levels(found, _band(0.35)))
     return figure
 
 
@@ -196,7 +153,7 @@ def pretraining(table: pd.DataFrame) -> Figure:
     Raises:
         NotYet: if the table has no round of IMP.
     """
-    runs = _percents(table[(table["stage"] == "imp") & (table["method"] == "imp")])
+    runs = percents(table[(table["stage"] == "imp") & (table["method"] == "imp")])
     if runs.empty:
         raise NotYet("no round of IMP yet: `python -m dwlth run PRESET` makes them")
     looks = style.of_sources(runs["source"])
@@ -276,7 +233,7 @@ def draw_all(table: pd.DataFrame, folder: Path, margins: Margins, results: Folde
             for draw in (curves, differences):
                 drawn[f"{draw.__name__}-{place}-{fraction:g}"] = (draw, table, downstream, fraction, margins)
         drawn[f"double-wins-{place}"] = (double_wins, table, downstream, margins)
-        sparse = _ok(runs)[["round", "sparsity"]].drop_duplicates().query("round > 0")
+        sparse = ended(runs)[["round", "sparsity"]].drop_duplicates().query("round > 0")
         near = (sparse["sparsity"] - HEADLINE).abs()
         drawn[f"gain-{place}"] = (gain, table, downstream, 0, *sparse["round"][near == near.min()][:1])
         for name, draw in controls.FIGURES.items():
@@ -299,16 +256,6 @@ def _save(figure: Figure, path: Path) -> Path:
     undated = {"CreationDate": None}  # the same figure is the same file
     write(path.with_suffix(".pdf"), lambda beside: figure.savefig(beside, format="pdf", metadata=undated))
     return path
-
-
-def _ok(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows of runs that did not fail."""
-    return table[table["status"] == "ok"] if "status" in table else table
-
-
-def _percents(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows of runs that did not fail, with SA and RA in percent."""
-    return _ok(table).assign(sa=lambda rows: 100 * rows["sa"], ra=lambda rows: 100 * rows["ra"])
 
 
 def _sparsity(runs: pd.DataFrame) -> dict[int, float]:
@@ -337,7 +284,7 @@ def _curves(
     """A panel of `curves`, of a column of the table under a regime, with dense levels and margins, intervals and marks
     of the sources `marked`. Returns the means over seeds in percent, by source and round."""
     regime, metric = column
-    runs = _percents(runs[runs["regime"] == regime])
+    runs = percents(runs[runs["regime"] == regime])
     means = runs.groupby(["source", "round"])[metric].mean().dropna()
     plain = {"markers": False} if len(found) else {}  # marks are answers
     style.lines(panel, means.reset_index(), "round", metric, "source", looks, **plain)
@@ -417,43 +364,6 @@ def _levels(found: pd.DataFrame, bounds: Artist) -> list[Artist]:
 
 
 @styled()
-def methods(
-    table: pd.DataFrame, downstream: str, source: str, fraction: float = 1.0, of: Collection[str] = ()
-) -> Figure:
-    """SA and RA of one source's tickets by each pruning method, or by those `of` a selection, at the rounds and seeds
-    that all of them have; the first point is the dense network.
-
-    Raises:
-        NotYet: if the table has no round at which they can be compared.
-    """
-    runs = _percents(table[(table["stage"] == "transfer") & (table["source"] == source)])
-    runs = runs[(runs["downstream"] == downstream) & (runs["fraction"] == fraction)]
-    looks = {
-        name: look for name, look in style.of_methods().items() if name in set(runs["method"]) & set(of or METHODS)
-    }
-    dense, runs = runs[runs["round"] == 0], runs[runs["method"].isin(list(looks))]
-    runs = pd.concat([runs[runs["round"] > 0], *(dense.assign(method=method) for method in looks)])
-    runs = runs[runs.groupby(["regime", "round", "seed"])["method"].transform("nunique") == len(looks)]
-    if len(looks) < 2 or not len(runs[runs["round"] > 0]):
-        raise NotYet(f"no round has tickets of the {source} source by several of {', '.join(style.of_methods())}")
-    runs = runs[runs["seed"].isin(runs[runs["round"] > 0]["seed"]) & runs["method"].isin(list(looks))]
-    figure = Picture(figsize=(WIDTH, 3.5), layout="constrained")
-    panels = figure.subplots(1, len(CRITERIA))
-    for panel, (title, (regime, metric)) in zip(panels, CRITERIA.items()):
-        shown = runs[runs["regime"] == regime]
-        bars = {"err_style": "bars", "err_kws": {"capsize": 2}}
-        style.lines(panel, shown, "round", metric, "method", looks, estimator="mean", errorbar="se", **bars)
-        sparsity_axis(panel, _sparsity(runs))
-        panel.set(title=title, ylabel=f"{metric.upper()} (%)")
-    legend(figure, *zip(style.handles(looks)))
-    figure.suptitle(
-        f"{SOURCES.get(source, source)} pre-training: tickets transferred to {downstream} with {percent(fraction)} of "
-        "its training data (bars: one standard error)"
-    )
-    return figure
-
-
-@styled()
 def gain(table: pd.DataFrame, downstream: str, *rounds: int) -> Figure:
     """What robust pre-training is worth, in points over standard pre-training with the same seed, by the fraction of
     downstream data: the mean over seeds and its 95 % confidence interval (Student's t), with a row of panels for the
@@ -462,7 +372,7 @@ def gain(table: pd.DataFrame, downstream: str, *rounds: int) -> Figure:
     Raises:
         NotYet: if no round has both the standard and another source.
     """
-    runs, keys = _percents(transfers(table, downstream)), ["round", "fraction", "seed"]
+    runs, keys = percents(transfers(table, downstream)), ["round", "fraction", "seed"]
     runs = runs[runs["round"].isin(rounds or (0,))]
     gains = {}
     for criterion, (regime, metric) in CRITERIA.items():
@@ -527,7 +437,7 @@ def histories(of: Mapping[str, list[dict]]) -> Figure:
 def summary(runs: pd.DataFrame, *by: str) -> pd.DataFrame:
     """SA and RA in percent as text, by the columns given, sources in the order of the legends: the mean over the seeds
     and, of two or more, one standard error; and the number of seeds. Failed runs are left out."""
-    runs = _percents(runs)
+    runs = percents(runs)
     runs = runs.sort_values("source", key=lambda names: names.map(in_order(names).index), kind="stable")
     if "sparsity" in by:
         runs = runs.assign(sparsity=runs["sparsity"].map("{:.2%}".format))

@@ -10,7 +10,7 @@ import pandas as pd
 from dwlth.attacks import Attack
 from dwlth.masks import Mask
 from dwlth.presets import SOURCES, Preset, in_order
-from dwlth.results import Folder
+from dwlth.results import Folder, ended
 from dwlth.show.claims import scoreboard
 from dwlth.show.order import order
 from dwlth.verdict import CRITERIA, FOURTH, PAPER, tests, transfers, verdict
@@ -119,8 +119,7 @@ def screen(table: pd.DataFrame, folder: Folder, command: str) -> str:
     preset, figures = folder.preset, folder.figures
     found, board = verdict(table, preset.margins), scoreboard(table, preset.margins, folder=folder)
     found = found[(found["downstream"] == found["downstream"][0]) & (found["fraction"] == found["fraction"].max())]
-    ended = table[table["status"] == "ok"] if "status" in table else table
-    count = ended["stage"].value_counts()
+    count = ended(table)["stage"].value_counts()
     sa, ra = (f"{preset.margins[column]:g}" for column in ("sa", "ra"))
     lines = [
         f"Done: {count.get('pretrain', 0)} networks trained on {preset.upstream} and pruned step by step into sparse "
