@@ -4,6 +4,7 @@ This is the top layer: nothing of the method imports it.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,16 @@ class Experiment:
     def task(self, downstream: str | None = None) -> str:
         """A downstream task of the preset; None: the first."""
         return _choose("downstream", downstream or self.preset.downstream[0], self.preset.downstream)
+
+    def fraction(self, fraction: float | None = None, downstream: str | None = None) -> float:
+        """A fraction of the downstream data; None: that with the most transfers of IMP's tickets in the table, of
+        several the largest."""
+        known, counts = sorted(self.preset.fractions, reverse=True), {}
+        if fraction is None:
+            with suppress(NotYet):
+                counts = verdict.transfers(self.table(), self.task(downstream))["fraction"].value_counts()
+            fraction = max(known, key=lambda each: counts.get(each, 0))
+        return _choose("fraction", fraction, known)
 
     def rung(self, ticket: int | None, default: int) -> int:
         """The round of IMP whose ticket is meant; None: `default`. 0 is the dense network."""
@@ -241,9 +252,10 @@ class Experiment:
     # figures
 
     def curves(
-        self, fraction: float = 1.0, downstream: str | None = None, sources: Sequence[str] | None = None
+        self, fraction: float | None = None, downstream: str | None = None, sources: Sequence[str] | None = None
     ) -> Figure:
-        """SA and RA of the tickets against their sparsity, of all sources or of these."""
+        """SA and RA of the tickets against their sparsity, of all sources or of these; see `fraction`."""
+        fraction = self.fraction(fraction, downstream)
         sources = presets.in_order(self.preset.pretrain) if sources is None else sources
         return figures.curves(self.table(), self.task(downstream), fraction, self.preset.margins, sources)
 
@@ -251,8 +263,9 @@ class Experiment:
         """The sparsest double-win ticket of each source, by the fraction of the data; with `paper` also the paper's."""
         return figures.double_wins(self.table(), self.task(downstream), self.preset.margins, paper=paper)
 
-    def differences(self, fraction: float = 1.0, downstream: str | None = None) -> Figure:
+    def differences(self, fraction: float | None = None, downstream: str | None = None) -> Figure:
         """What the verdict looks at: each ticket minus its dense network, in points, with bounds and margins."""
+        fraction = self.fraction(fraction, downstream)
         return figures.differences(self.table(), self.task(downstream), fraction, self.preset.margins)
 
     def gain(self, *rounds: int, downstream: str | None = None) -> Figure:
@@ -260,10 +273,11 @@ class Experiment:
         return figures.gain(self.table(), self.task(downstream), *rounds)
 
     def methods(
-        self, source: str, fraction: float = 1.0, downstream: str | None = None, of: Sequence[str] = ()
+        self, source: str, fraction: float | None = None, downstream: str | None = None, of: Sequence[str] = ()
     ) -> Figure:
         """The tickets of a source by each way to prune, or by those `of` a selection."""
         self._check(source)
+        fraction = self.fraction(fraction, downstream)
         return pictures.draw_methods(self.table(), self.task(downstream), source, fraction, of)
 
     def controls(

@@ -78,12 +78,23 @@ def test_runs_are_those_of_the_grid(empty):
         (lambda e: e.network("standard", 0, "x"), "unknown regime 'x': choose from standard, adversarial"),
         (lambda e: e.transfer("standard", 0, "standard", downstream="svhn"), "'svhn': choose from digits5-9"),
         (lambda e: e.methods("x"), "unknown source 'x'"),
+        (lambda e: e.curves(0.5), "unknown fraction 0.5: choose from 1.0, 0.1"),
         (lambda e: Experiment("digit"), "unknown preset 'digit': choose from digits"),
     ],
 )
 def test_unknown_names_are_errors_that_list_the_choices(empty, ask, says):
     with pytest.raises(ValueError, match=says):
         ask(empty)
+
+
+def test_the_fraction_is_that_with_the_most_tickets(experiment, empty, monkeypatch):
+    assert empty.fraction() == experiment.fraction() == 1.0 and experiment.fraction(0.1) == 0.1
+    table = experiment.table()
+    begun = table[(table["fraction"] != 1) | (table["round"] == 0)]  # as one begins, with little data
+    monkeypatch.setattr(experiment, "table", lambda: begun)
+    assert experiment.fraction() == 0.1
+    assert "with 10 % of its" in experiment.curves().get_suptitle()
+    assert experiment.differences().get_suptitle() and experiment.fraction(1.0) == 1.0
 
 
 def test_what_is_there_is_not_done_again(experiment, monkeypatch):

@@ -255,7 +255,7 @@ def of_sources(table: pd.DataFrame) -> Sentences:
     return Sentences(text)
 
 
-def of_transfers(table: pd.DataFrame, downstream: str, fraction: float = 1.0) -> Sentences:
+def of_transfers(table: pd.DataFrame, downstream: str, fraction: float) -> Sentences:
     """What the dense networks reach under both regimes, and what their sparsest tickets lose of it."""
     runs = transfers(table, downstream, fraction)
     means = 100 * runs.groupby(["regime", "round", "source"])[["sa", "ra"]].mean()
