@@ -342,6 +342,8 @@ def test_what_matters_more_is_said(fraction):
         and "for standard weights with the standard mask: on these weights the advers" in words
     )
     assert re.search(r"brings \+(0.8|0.9|1.0|1.1|1.2) points .*, and .* weights bring \+(4.9|5.0|5.1) points", words)
+    fast = planted(of_weights, sources=("standard", "fast_adversarial"))
+    assert "the fast adversarial" in crossing.words(fast, "digits5-9") and "_" not in crossing.words(fast, "digits5-9")
     of_mask = planted(lambda weights, mask: of_weights(mask, weights) + 4 * (weights == mask))
     other = crossing.words(of_mask, "digits5-9")
     assert "depends more on the source of the mask" in other and "for adversarial weights with the standard" in other

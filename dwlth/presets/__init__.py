@@ -17,6 +17,11 @@ def in_order(sources: Iterable[str]) -> list[str]:
     return [name for name in SOURCES if name in set(sources)] + sorted(set(sources) - SOURCES.keys())
 
 
+def in_words(source: str) -> str:
+    """A source in the middle of a sentence."""
+    return SOURCES[source].lower() if source in SOURCES else source
+
+
 PRESETS = {preset.name: preset for preset in (digits(), cifar_small(), cifar(), paper())}
 """- `digits`: a small ResNet from handwritten digits 0-4 to 5-9, minutes on 2 CPU cores. All its numbers but those
   marked are our choice, by experiment (docs/digits.md).

@@ -10,7 +10,7 @@ import pandas as pd
 
 from dwlth.controls import other
 from dwlth.errors import NotYet
-from dwlth.presets import in_order
+from dwlth.presets import in_order, in_words
 from dwlth.results import percents
 from dwlth.verdict import CRITERIA, bounds
 
@@ -146,8 +146,9 @@ def words(table: pd.DataFrame, downstream: str, fraction: float | None = None) -
     more = "weights" if of["share"]["weights"] > of["share"]["mask"] else "mask"
     less = "mask" if more == "weights" else "weights"
     means = cells.groupby(["weights", "mask"])[criterion].mean()
+    means = means.rename(in_words)
     weights, mask = means.idxmin()
-    wide = cells.set_index(["seed", "weights", "mask"])[criterion].unstack(["weights", "mask"])
+    wide = cells.set_index(["seed", "weights", "mask"])[criterion].unstack(["weights", "mask"]).rename(columns=in_words)
 
     def gain(to: tuple[str, str]) -> str:
         points, _, low, high = bounds((wide[to] - wide[weights, mask]).to_numpy(), 0.975)

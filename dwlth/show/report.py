@@ -9,7 +9,7 @@ import pandas as pd
 
 from dwlth.attacks import Attack
 from dwlth.masks import Mask
-from dwlth.presets import SOURCES, Preset, in_order
+from dwlth.presets import SOURCES, Preset, in_order, in_words
 from dwlth.results import Folder, ended
 from dwlth.show.claims import scoreboard
 from dwlth.show.order import order
@@ -250,7 +250,7 @@ def of_sources(table: pd.DataFrame) -> Sentences:
     if "standard" in means.index:
         for name in in_order(means.index.drop("standard")):
             sa, ra = means.loc[name] - means.loc["standard"]
-            text += f" Against standard pre-training, {_name(name)} pre-training changes SA by {sa:+.1f} points and "
+            text += f" Against standard pre-training, {in_words(name)} pre-training changes SA by {sa:+.1f} points and "
             text += f"RA by {ra:+.1f} points."
     return Sentences(text)
 
@@ -271,7 +271,7 @@ def of_transfers(table: pd.DataFrame, downstream: str, fraction: float) -> Sente
     if {("adversarial", 0), ("adversarial", last)} <= set(means.index.droplevel("source")):
         lost = (means["ra"]["adversarial", last] - means["ra"]["adversarial", 0]).dropna()
         sparsity = runs.loc[runs["round"] == last, "sparsity"].iloc[0]
-        each = _listed([f"{lost[name]:+.1f} ({_name(name)} pre-training)" for name in in_order(lost.index)])
+        each = _listed([f"{lost[name]:+.1f} ({in_words(name)} pre-training)" for name in in_order(lost.index)])
         lines += [
             f"- What does the sparsest ticket ({100 * sparsity:.2f} %) change? RA after adversarial transfer, in "
         ]
@@ -287,10 +287,10 @@ def of_fractions(table: pd.DataFrame, downstream: str) -> Sentences:
         at = means.loc[fraction]
         for name in in_order(at.index.drop("standard")) if "standard" in at.index else ():
             over = at.loc[name] - at.loc["standard"]
-            lines += [
-                f"- With {100 * fraction:.4g} % of the data, {_name(name)} pre-training changes RA after adversarial "
-            ]
-            lines[-1] += f"transfer by {over['ra', 'adversarial']:+.1f} points, and SA after standard transfer by "
+            lines += [f"- With {100 * fraction:.4g} % of the data, {in_words(name)} pre-training changes RA after "]
+            lines[-1] += (
+                f"adversarial transfer by {over['ra', 'adversarial']:+.1f} points, and SA after standard transfer by "
+            )
             lines[-1] += f"{over['sa', 'standard']:+.1f} points."
     return Sentences("\n".join(lines))
 
@@ -306,7 +306,7 @@ def under_attack(steps: Mapping[str, pd.DataFrame], images: int) -> Sentences:
     lines = [f"Of these {images} images, these shares are classified right:", ""]
     for name, rows in steps.items():
         clean, attacked = rows["accuracy"].iloc[[0, -1]]
-        lines += [f"- {_name(name)}: {100 * clean:.1f} % as they are, {100 * attacked:.1f} % under attack"]
+        lines += [f"- {in_words(name)}: {100 * clean:.1f} % as they are, {100 * attacked:.1f} % under attack"]
     return Sentences("\n".join(lines))
 
 
@@ -319,16 +319,11 @@ def beyond_magnitude(mask: Mask, oneshot: Mask) -> Sentences:
     )
 
 
-def _name(source: str) -> str:
-    """A source in the middle of a sentence."""
-    return SOURCES[source].lower() if source in SOURCES else source
-
-
 def _levels(means: pd.Series) -> str:
     """These means in percent, by source, and which is the highest as printed."""
     shown = means.dropna().round(1)
-    each = [f"{shown[name]:.1f} % ({_name(name)})" for name in in_order(shown.index)]
-    best = [_name(name) for name in in_order(shown.index[shown == shown.max()])]
+    each = [f"{shown[name]:.1f} % ({in_words(name)})" for name in in_order(shown.index)]
+    best = [in_words(name) for name in in_order(shown.index[shown == shown.max()])]
     highest = f"highest with {_listed(best)} pre-training" if len(each) > len(best) else "no source is ahead"
     return f"{_listed(each)}; {highest}." if len(each) > 1 else f"{_listed(each) or 'not measured'}."
 
