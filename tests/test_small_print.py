@@ -258,6 +258,17 @@ def test_results_of_the_readme_are_those_of_the_tables():
     assert words in " ".join(README.split())
     words = f"Random pruning has {sa['random']:.1f} and {ra['random']:.1f} points less."
     assert words in " ".join(README.split())
+    pruned = against_imp(photographs, "cifar10").query("round == 11")
+    pruned = pruned.groupby(["source", "criterion", "method"])["points"].mean()
+    (sa, ra), robust = ("SA, standard transfer", "RA, adversarial transfer"), -pruned["adversarial"]
+    words = f"has {robust[ra, 'shuffled']:.1f} points less RA and {robust[sa, 'shuffled']:.1f} points less SA after"
+    assert words in " ".join(README.split())
+    words = f"under its own mask it has {robust[ra, 'reinit']:.1f} and {robust[sa, 'reinit']:.1f} points less."
+    assert words in " ".join(README.split())
+    words = (
+        f"standard ticket has {pruned['standard', ra, 'reinit']:.1f} points more RA with random weights than with its"
+    )
+    assert words in " ".join(README.split())
     audited = pd.read_csv(ROOT / "results" / "cifar-small" / "audit.csv")["verdict"].dropna()
     assert f"{(audited == 'passes').sum()} of {len(audited)} checks of these four networks pass" in README
     whole = read_table(ROOT / "results" / "cifar-small" / "table.csv").query("fraction == 1 and stage == 'transfer'")
