@@ -31,7 +31,8 @@ def crossed(table: pd.DataFrame, downstream: str, fraction: float | None = None,
         NotYet: where nothing is left.
     """
     runs = table[(table["stage"] == "transfer") & (table["downstream"] == downstream) & (table["round"] > 0)]
-    runs = _at(percents(runs), [name.startswith(f"{kind}@") for name in runs["method"]], fraction)
+    runs = percents(runs)
+    runs = _at(runs, [name.startswith(f"{kind}@") for name in runs["method"]], fraction)
     if runs.empty:
         raise NotYet(f"no crossing in the table: `python -m dwlth run PRESET` with `--set methods={kind}` makes it")
     own, far = runs["method"] == "imp", runs["method"].str.startswith(f"{kind}@")
