@@ -188,7 +188,7 @@ def test_numbers_of_the_pages_are_those_of_the_presets():
 
 def test_results_of_the_readme_are_those_of_the_tables():
     for name, block in re.findall(r"<!-- scoreboard ([\w-]+) -->\n(.*?)<!-- end -->", README, re.S):
-        table = read_table(ROOT / "results" / name / "table.csv")
+        table = read_table(str(ROOT / "results" / name / "table.csv"))
         preset = presets.get(name)
         board = scoreboard(table, preset.margins, folder=Folder(preset, ROOT / "results"))
         rows = [f"| {row.claim} | **{row.answer}** | {row.effect} |" for row in board.itertuples()]

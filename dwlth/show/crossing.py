@@ -34,7 +34,7 @@ def crossed(table: pd.DataFrame, downstream: str, fraction: float | None = None,
     runs = percents(runs)
     runs = _at(runs, [name.startswith(f"{kind}@") for name in runs["method"]], fraction)
     if runs.empty:
-        raise NotYet(f"no crossing in the table: `python -m dwlth run PRESET` with `--set methods={kind}` makes it")
+        raise NotYet(f"no {kind} tickets: `python -m dwlth run PRESET` with `--set methods=imp,{kind}` makes them")
     own, far = runs["method"] == "imp", runs["method"].str.startswith(f"{kind}@")
     runs = runs.assign(weights=runs["source"], mask=runs["source"].where(own, runs["method"].map(other)))
     runs = runs[(own & runs["round"].isin(runs["round"][far]) & runs["source"].isin(runs["source"][far])) | far]
