@@ -184,7 +184,7 @@ def check_robustness(args) -> int:
     # also the networks of other sources: their images are tried
     if ends := _do(args, folder, runs, files=True):  # those whose network was not kept are trained once more
         return ends
-    print(report.report_audit(audit_transfers(folder, runs, args.source or ())))
+    print(report.report_audit(audit_transfers(folder, runs, args.source or (), args.workers or 1)))
     return 0
 
 

@@ -134,6 +134,12 @@ def test_the_command_writes_a_table_and_claims(tiny_args, tmp_path, capsys, monk
     monkeypatch.setattr("dwlth.running.audit.audit", lambda *_, **named: named["tell"]("all") or last[[*CHECK]])
     assert main(["audit", "digits", *small, *place, "--source", "adversarial", "--seeds", "1"]) == 0
     assert before == (table.read_bytes(), (table.parent / "claims.json").read_bytes())
+    (table.parent / "claims.json").unlink()
+    assert main(["audit", "digits", *small, *place, "--source", "adversarial", "--seeds", "1", "--workers", "2"]) == 0
+    by = ["id", "check"]  # whichever was ready first
+    again = pd.read_csv(table, keep_default_na=False, dtype={"id": str}).sort_values(by, ignore_index=True)
+    pd.testing.assert_frame_equal(again, found.sort_values(by, ignore_index=True), check_dtype=False)
+    assert len(threads) == networks  # in processes of their own
     wide = checks(found)
     assert wide.index[0] == "SA and RA" and len(wide.columns) == 1 + len(claims)
     assert f"{claims[0]['autoattack_acc']:.1f} % (" in wide.loc["RA under AutoAttack"].iloc[1]

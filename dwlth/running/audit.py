@@ -3,7 +3,10 @@
 
 import io
 from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import as_completed
+from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +26,7 @@ from dwlth.files import read_json, write, write_json
 from dwlth.models import Classifier
 from dwlth.outside.autoattack import autoattack
 from dwlth.results import Folder, provenance
-from dwlth.running.machine import threads, torch_threads
+from dwlth.running.machine import processes, threads, torch_threads
 from dwlth.runs import Run, stream
 from dwlth.transfer import load
 
@@ -151,7 +154,9 @@ def audit(
     return pd.DataFrame(rows)
 
 
-def audit_transfers(folder: Folder, runs: Sequence[Run], sources: Collection[str] = ()) -> pd.DataFrame:
+def audit_transfers(
+    folder: Folder, runs: Sequence[Run], sources: Collection[str] = (), workers: int = 1
+) -> pd.DataFrame:
     """`audit` of the networks that transfers ended with, on the first `preset.autoattack_images` test images, each with
     the dense network of another source as the one whose images are tried. Writes `audit.csv`, and `claims.json` with
     what RobustBench asks of an entry, into the results' folder, after each network. One that is in both is not audited
@@ -160,6 +165,7 @@ def audit_transfers(folder: Folder, runs: Sequence[Run], sources: Collection[str
     Args:
         runs: transfers under adversarial training, whose networks are on disk.
         sources: audit only the networks of these; by default of all.
+        workers: processes, with a network at a time each.
 
     Returns:
         `audit.csv`: the rows of `audit` for each network, with its run's `id`, `source`, `sparsity` and `seed`.
@@ -167,44 +173,66 @@ def audit_transfers(folder: Folder, runs: Sequence[Run], sources: Collection[str
     Raises:
         DwlthError: for a network that was not kept, or a damaged `claims.json`.
     """
-    preset = folder.preset
-    for run in (bar := tqdm([run for run in runs if not sources or run.source in sources], "audit")):
-        others = [other for other in runs if other.source != run.source and not other.round][:1]
-        task, recipe = folder.dataset(run.downstream, run.seed), preset.recipe(run)
-        test = task.test.take(list(range(min(preset.autoattack_images, len(task.test)))))
-        id_, evaluation = preset.run_id(run), f"AutoAttack (standard), the first {len(test)} test images"
-        audited = _audited(folder)
-        if id_ in audited and audited[id_][1]["evaluation"] == evaluation:
-            continue
-        moved = {str(other.source): load(folder, other) for other in others}
-        attack, seed = preset.evaluation, stream(run.seed, "audit")
-        with torch_threads(threads(preset.network)):
-            measuring = recipe.measuring | {"seed": seed, "others": moved, "tell": bar.set_postfix_str}
-            found = audit(load(folder, run), test, attack, **measuring)
-        sparsity = round(1 - (1 - preset.prune_rate) ** run.round, 4)
-        measured = found.set_index("check")["found"]
-        clean, _, pgd = measured["SA and RA"].removesuffix(" %").partition(" and ")
-        claim = {
-            "architecture": preset.network,
-            "dataset": run.downstream,
-            "threat_model": attack.norm,
-            "eps": attack.eps,
-            "clean_acc": float(clean),
-            "autoattack_acc": float(measured["RA under AutoAttack"].removesuffix(" %")),
-            "pgd_acc": float(pgd),
-            "evaluation": evaluation,
-            "sparsity": sparsity,
-            "pretraining": run.source,
-            "failed_checks": found["check"][found["verdict"] == "fails"].tolist(),
-            "file": folder.network(run).relative_to(folder.path).as_posix(),
-            "commit": provenance(folder.device, recipe.precision, 1, 0.0, "")["commit"],
-        }
-        audited = _audited(folder)  # once more: another process may have added to it
-        audited[id_] = found.assign(id=id_, source=run.source, sparsity=sparsity, seed=run.seed), claim
-        table = pd.concat([rows for rows, _ in audited.values()], ignore_index=True)
-        write(folder.path / "audit.csv", lambda path, table=table: table.to_csv(path, index=False, lineterminator="\n"))
-        write_json(folder.path / "claims.json", {"claims": [claim for _, claim in audited.values()]})
+    audited, todo = _audited(folder), {}
+    for run in runs:
+        evaluation = f"AutoAttack (standard), the first {len(_images(folder, run))} test images"
+        _, claim = audited.get(folder.preset.run_id(run), (None, {}))
+        if (not sources or run.source in sources) and claim.get("evaluation") != evaluation:
+            todo[run] = evaluation, [other for other in runs if other.source != run.source and not other.round][:1]
+    with tqdm(total=len(todo), desc="audit") as bar, ExitStack() as stack:
+        if (workers := min(workers, len(todo))) > 1:
+            pool = stack.enter_context(processes(workers, threads(folder.preset.network, workers)))
+            jobs = {pool.submit(_entry, folder, run, *of): run for run, of in todo.items()}
+            entries = ((jobs[job], job.result()) for job in as_completed(jobs))
+        else:
+            stack.enter_context(torch_threads(threads(folder.preset.network)))
+            entries = ((run, _entry(folder, run, *of, bar.set_postfix_str)) for run, of in todo.items())
+        for run, entry in entries:
+            audited = _audited(folder)  # once more: another process may have added to it
+            audited[folder.preset.run_id(run)] = entry
+            table = pd.concat([rows for rows, _ in audited.values()], ignore_index=True)
+            write(folder.path / "audit.csv", partial(table.to_csv, index=False, lineterminator="\n"))
+            write_json(folder.path / "claims.json", {"claims": [claim for _, claim in audited.values()]})
+            bar.update()
     return pd.concat([rows for rows, _ in _audited(folder).values()], ignore_index=True)
+
+
+def _images(folder: Folder, run: Run) -> Split:
+    test = folder.dataset(run.downstream, run.seed).test
+    return test.take(list(range(min(folder.preset.autoattack_images, len(test)))))
+
+
+def _entry(
+    folder: Folder,
+    run: Run,
+    evaluation: str,
+    others: Sequence[Run],
+    tell: Callable[[str], object] = lambda check: None,
+) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """The rows and the claim of one network."""
+    preset, recipe, attack = folder.preset, folder.preset.recipe(run), folder.preset.evaluation
+    measuring = recipe.measuring | {"seed": stream(run.seed, "audit"), "tell": tell}
+    measuring |= {"others": {str(other.source): load(folder, other) for other in others}}
+    found = audit(load(folder, run), _images(folder, run), attack, **measuring)
+    sparsity = round(1 - (1 - preset.prune_rate) ** run.round, 4)
+    measured = found.set_index("check")["found"]
+    clean, _, pgd = measured["SA and RA"].removesuffix(" %").partition(" and ")
+    claim = {
+        "architecture": preset.network,
+        "dataset": run.downstream,
+        "threat_model": attack.norm,
+        "eps": attack.eps,
+        "clean_acc": float(clean),
+        "autoattack_acc": float(measured["RA under AutoAttack"].removesuffix(" %")),
+        "pgd_acc": float(pgd),
+        "evaluation": evaluation,
+        "sparsity": sparsity,
+        "pretraining": run.source,
+        "failed_checks": found["check"][found["verdict"] == "fails"].tolist(),
+        "file": folder.network(run).relative_to(folder.path).as_posix(),
+        "commit": provenance(folder.device, recipe.precision, 1, 0.0, "")["commit"],
+    }
+    return found.assign(id=preset.run_id(run), source=run.source, sparsity=sparsity, seed=run.seed), claim
 
 
 def _audited(folder: Folder) -> dict[str, tuple[pd.DataFrame, dict[str, Any]]]:
