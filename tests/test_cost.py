@@ -53,6 +53,14 @@ def test_the_bar_of_a_grid_goes_by_weight_and_is_plain_lines_in_a_log(capsys):
     assert "61 of 61 runs" in lines[-1] and "left" in lines[-2] and "\r" not in said
 
 
+def test_what_was_stopped_is_not_counted(capsys):
+    units = [(Run("pretrain", "standard", seed),) for seed in range(4)]
+    statuses = grid.run_grid(units, lambda unit: ["stopped" if unit[0].seed > 1 else "ok"])
+    lines = capsys.readouterr().err.splitlines()
+    assert [line[:16] for line in lines] == [" 25 %, 1 of 4 ru", " 50 %, 2 of 4 ru"]
+    assert list(statuses.values()) == ["ok", "ok", "stopped", "stopped"]
+
+
 def test_a_terminal_gets_a_bar(capsys, monkeypatch):
     monkeypatch.setattr(progress, "in_log", lambda: False)
     grid.run_grid([(DENSE,)], lambda unit: ["ok"])

@@ -297,8 +297,9 @@ def run_grid(
 
         def ended(unit: tuple[Run, ...], ends: list[str]) -> None:
             status.update(zip(unit, ends))
-            bar.set_postfix_str(f"{len(status)} of {len(listed)} runs", refresh=False)
-            bar.update(sum(map(weight, unit)))
+            done = sum(end != "stopped" for end in status.values())
+            bar.set_postfix_str(f"{done} of {len(listed)} runs", refresh=False)
+            bar.update(sum(weight(run) for run, end in zip(unit, ends) if end != "stopped"))
 
         while pending or under_way:
             free = slots() if callable(slots) else slots
