@@ -273,6 +273,10 @@ def test_results_of_the_readme_are_those_of_the_tables():
     assert f"{(audited == 'passes').sum()} of {len(audited)} checks of these four networks pass" in README
     whole = read_table(ROOT / "results" / "cifar-small" / "table.csv").query("fraction == 1 and stage == 'transfer'")
     whole = 100 * whole.query("round == 0 and seed == 0").set_index(["source", "regime"])[["sa", "ra"]]
+    full = photographs.query("fraction == 1 and regime == 'standard' and round in [0, 11] and stage == 'transfer'")
+    full = 100 * full.groupby(["source", "round"])["sa"].mean()
+    words = "has {0[11]:.1f} % SA (dense: {0[0]:.1f} %), the adversarial one {1[11]:.1f} % ({1[0]:.1f} %)"
+    assert words.format(full["standard"], full["adversarial"]) in " ".join(README.split())
     for source in whole.index.unique("source"):
         plain, attacked = whole.loc[source, "standard"], whole.loc[source, "adversarial"]
         row = f"| {source.replace('_', ' ')} | {plain['sa']:.1f} % | {attacked['sa']:.1f} % | {attacked['ra']:.1f} % |"
