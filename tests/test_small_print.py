@@ -252,22 +252,24 @@ def test_results_of_the_readme_are_those_of_the_tables():
     words = "have {} points less SA after standard transfer {} and {} points less RA {} than IMP's"
     words = words.format(*re.search(shuffled, effect["IMP's mask beats a shuffled one"]).groups())
     assert words in " ".join(README.split())
-    pruned = against_imp(photographs, "cifar10").query("round == 11").groupby(["method", "criterion"])["points"].mean()
-    sa, ra = (-pruned.xs(name, level="criterion") for name in ("SA, standard transfer", "RA, adversarial transfer"))
+    pruned, names = (
+        against_imp(photographs, "cifar10").query("round == 11"),
+        ["SA, standard transfer", "RA, adversarial transfer"],
+    )
+    mean = -pruned.groupby(["criterion", "method"])["points"].mean()
+    sa, ra = (mean[name] for name in names)
     words = f"it has {sa['oneshot']:.1f} points less SA after standard transfer and {ra['oneshot']:.1f} points less RA"
     assert words in " ".join(README.split())
     words = f"Random pruning has {sa['random']:.1f} and {ra['random']:.1f} points less."
     assert words in " ".join(README.split())
-    pruned = against_imp(photographs, "cifar10").query("round == 11")
-    pruned = pruned.groupby(["source", "criterion", "method"])["points"].mean()
-    (sa, ra), robust = ("SA, standard transfer", "RA, adversarial transfer"), -pruned["adversarial"]
-    words = f"has {robust[ra, 'shuffled']:.1f} points less RA and {robust[sa, 'shuffled']:.1f} points less SA after"
+    mean = -pruned.groupby(["source", "criterion", "method"])["points"].mean()
+    sa, ra = (mean["adversarial", name] for name in names)
+    words = f"has {ra['shuffled']:.1f} points less RA and {sa['shuffled']:.1f} points less SA after"
     assert words in " ".join(README.split())
-    words = f"under its own mask it has {robust[ra, 'reinit']:.1f} and {robust[sa, 'reinit']:.1f} points less."
+    words = f"under its own mask it has {ra['reinit']:.1f} and {sa['reinit']:.1f} points less."
     assert words in " ".join(README.split())
-    words = (
-        f"standard ticket has {pruned['standard', ra, 'reinit']:.1f} points more RA with random weights than with its"
-    )
+    gain = -mean["standard", names[1], "reinit"]
+    words = f"standard ticket has {gain:.1f} points more RA with random weights than with its"
     assert words in " ".join(README.split())
     audited = pd.read_csv(ROOT / "results" / "cifar-small" / "audit.csv")["verdict"].dropna()
     assert f"{(audited == 'passes').sum()} of {len(audited)} checks of these four networks pass" in README

@@ -290,6 +290,7 @@ def run_grid(
     """
     listed = {run for unit in units for run in unit}
     status: dict[Run, str] = {}
+    done: list[Run] = []
     pending, under_way = list(units), {}
     tries = Counter()
     form = "{l_bar}{bar}| {postfix} [{elapsed}<{remaining}]"
@@ -297,9 +298,10 @@ def run_grid(
 
         def ended(unit: tuple[Run, ...], ends: list[str]) -> None:
             status.update(zip(unit, ends))
-            done = sum(end != "stopped" for end in status.values())
-            bar.set_postfix_str(f"{done} of {len(listed)} runs", refresh=False)
-            bar.update(sum(weight(run) for run, end in zip(unit, ends) if end != "stopped"))
+            new = [run for run, end in zip(unit, ends) if end != "stopped"]
+            done.extend(new)
+            bar.set_postfix_str(f"{len(done)} of {len(listed)} runs", refresh=False)
+            bar.update(sum(map(weight, new)))
 
         while pending or under_way:
             free = slots() if callable(slots) else slots

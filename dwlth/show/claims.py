@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from dwlth.errors import DwlthError, NotYet
-from dwlth.results import Folder
+from dwlth.results import Folder, ended
 from dwlth.show.crossing import against_imp, crossed
 from dwlth.show.order import resampled
 from dwlth.verdict import CRITERIA, bounds, tests, transfers, verdict
@@ -203,7 +203,7 @@ def _own_training(table: pd.DataFrame, tasks: list[str]) -> pd.DataFrame | None:
 
 def _barriers(table: pd.DataFrame) -> pd.DataFrame | None:
     """Points lost on the way between two trainings, a column for each criterion, by seed; None where there are none."""
-    runs = table.query("stage == 'connect' and status == 'ok'") if "status" in table else table[:0]
+    runs = ended(table).query("stage == 'connect'")
     runs = runs[runs["fraction"] == runs["fraction"].max()]
     if runs.empty:
         return None

@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from dwlth.errors import NotYet
 from dwlth.masks import METHODS
 from dwlth.presets import SOURCES, in_order
-from dwlth.results import percents
+from dwlth.results import ended, percents
 from dwlth.results.records import BARRIERS
 from dwlth.show import style
 from dwlth.show.crossing import PARTS, against_imp, crossed, variance
@@ -176,9 +176,9 @@ def draw_connectivity(table: pd.DataFrame, downstream: str, fraction: float | No
     Raises:
         NotYet: if the table has no rows of the stage `connect`.
     """
-    runs = table[(table["stage"] == "connect") & (table["downstream"] == downstream)]
+    runs = ended(table[(table["stage"] == "connect") & (table["downstream"] == downstream)])
     fraction = runs["fraction"].max() if fraction is None else fraction
-    runs = runs[(runs["fraction"] == fraction) & (runs["status"] == "ok")]
+    runs = runs[runs["fraction"] == fraction]
     if runs.empty:
         raise NotYet("no way between two trainings in the table: `python -m dwlth connect PRESET` makes it")
     looks, regimes = style.of_sources(runs["source"]), sorted(runs["regime"].unique(), reverse=True)

@@ -69,7 +69,7 @@ def describe(file: str | Path, unsafe: bool = False) -> str:
         return f"{path}: {len(paper)} sparsest double-win tickets that the paper names: {tickets}."
     if path.suffix == ".csv":
         table = results.read_table(path)
-        ended = table[table["status"] == "ok"]
+        ended = results.ended(table)
         stages = ", ".join(f"{count} {stage}" for stage, count in ended["stage"].value_counts().items())
         lost = f" and {len(table) - len(ended)} failed ones" if len(ended) < len(table) else ""
         return f"{path}: a table of {len(ended)} finished runs ({stages}){lost}, {table['seed'].nunique()} seeds."
@@ -135,7 +135,7 @@ def environment(folder: Folder) -> pd.Series:
     about, preset = results.provenance(device, "", 1, 0.0, ""), folder.preset
     found = {key: about[key] for key in ("python", "torch", "torchvision", "dwlth")}
     found["device"] = f"{about['device']} ({device}, {workers} runs at a time)"
-    rows = (results.read_table(folder.table)["status"] == "ok").sum() if folder.table.exists() else 0
+    rows = len(results.ended(results.read_table(folder.table))) if folder.table.exists() else 0
     found["results"] = f"{rows} finished runs of {preset.name}"
     for name in (preset.upstream, *preset.downstream):
         on_disk = DATASETS[name].on_disk if name in DATASETS else name.removeprefix("folder:")

@@ -14,7 +14,7 @@ from IPython.display import HTML
 from dwlth import masks, models, sources, tickets
 from dwlth.errors import NotYet
 from dwlth.presets import in_order
-from dwlth.results import KEY, Folder
+from dwlth.results import KEY, Folder, ended
 from dwlth.runs import Run
 from dwlth.show import analysis, figures, style
 from dwlth.show.claims import scoreboard
@@ -131,7 +131,7 @@ def _so_far(
     )
     said = ipw.VBox()
     show(said, text, counts)
-    rounds = table["round"][(table["stage"] == "imp") & (table["status"] == "ok")]
+    rounds = ended(table).query("stage == 'imp'")["round"]
     if rounds.empty:
         return [said, set_aside(folder)], {}
     sparsity = {k: 1 - (1 - preset.prune_rate) ** k for k in preset.rounds if k <= rounds.max() + 1}
