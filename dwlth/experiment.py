@@ -22,7 +22,7 @@ from dwlth.results import Folder, read_record
 from dwlth.running import cost, grid, machine
 from dwlth.running.settings import override
 from dwlth.runs import Run
-from dwlth.show import attacked, audit, claims, crossing, figures, inspection, order, report, sparsity
+from dwlth.show import attacked, audit, claims, crossing, figures, inspection, order, pretraining, report, sparsity
 from dwlth.show import controls as pictures
 
 COMMAND = "dwlth.Experiment.have"
@@ -270,7 +270,7 @@ class Experiment:
 
     def gain(self, *rounds: int, downstream: str | None = None) -> Figure:
         """What robust pre-training is worth, by the fraction of the data, for the dense network or these tickets."""
-        return figures.gain(self.table(), self.task(downstream), *rounds)
+        return pretraining.gain(self.table(), self.task(downstream), *rounds)
 
     def methods(
         self, source: str, fraction: float | None = None, downstream: str | None = None, of: Sequence[str] = ()
@@ -317,7 +317,7 @@ class Experiment:
 
     def pretraining(self) -> Figure:
         """SA and RA on the pre-training task after each round of IMP."""
-        return figures.pretraining(self.table())
+        return pretraining.pretraining(self.table())
 
     def figures(self, path: str | Path | None = None) -> list[Path]:
         """Draw every figure that the table has the runs for, as PNG and PDF, into a folder, by default that of the

@@ -10,7 +10,7 @@ from matplotlib.colors import to_rgb
 from dwlth import masks, verdict
 from dwlth.errors import NotYet
 from dwlth.presets import SOURCES
-from dwlth.show import controls, figures, style
+from dwlth.show import controls, figures, pretraining, report, style
 
 MARGINS = {"sa": 1.0, "ra": 2.0}
 ROUNDS = range(10)
@@ -138,7 +138,7 @@ def test_a_source_of_ones_own_needs_no_entry(runs):
     for draw in (figures.curves, figures.differences):
         figure = draw(mine, "CIFAR-10", 1.0, MARGINS)
         assert marked(figure.axes[0 if draw is figures.curves else 12], "*")[to_rgb(looks["my-source"].colour)] == [9]
-    assert list(figures.summary(mine, "source").index) == list(looks)
+    assert list(report.summary(mine, "source").index) == list(looks)
 
 
 def test_sources_and_methods_can_be_told_apart_without_colour(monkeypatch):
@@ -173,14 +173,14 @@ def test_threads_draw_the_same_picture_and_leave_settings_as_they_were(runs):
     before = dict(mpl.rcParams)
     draws = [
         lambda: figures.png(figures.criteria(runs, "CIFAR-10", 1.0, "standard", 3, MARGINS)),
-        lambda: figures.png(figures.gain(runs, "CIFAR-10")),
+        lambda: figures.png(pretraining.gain(runs, "CIFAR-10")),
     ]
     alone = [draw() for draw in draws]
     with ThreadPoolExecutor(4) as pool:
         together = list(pool.map(lambda draw: draw(), draws * 3))
     assert together == alone * 3
     assert dict(mpl.rcParams) == before and not plt.get_fignums()
-    assert figures.gain(runs, "CIFAR-10").get_facecolor() == (1, 1, 1, 1)  # on a dark page too
+    assert pretraining.gain(runs, "CIFAR-10").get_facecolor() == (1, 1, 1, 1)  # on a dark page too
 
 
 def of_method(runs, method, rounds, **columns):
@@ -208,7 +208,7 @@ def test_the_gain_is_that_of_the_same_seed(runs):
     dense.loc[dense["source"] == "adversarial", "ra"] += 0.04
     fast = dense["source"] == "fast_adversarial"
     dense.loc[fast, "ra"] += 0.01 * dense[fast]["seed"]
-    panel = figures.gain(dense, "CIFAR-10").axes[2]
+    panel = pretraining.gain(dense, "CIFAR-10").axes[2]
     ends = {}
     for line in panel.lines:  # seaborn's points, and its bars with their caps
         at = [float(y) for y in line.get_ydata() if np.isfinite(y)]
@@ -219,12 +219,12 @@ def test_the_gain_is_that_of_the_same_seed(runs):
     assert (min(fast), max(fast)) == pytest.approx((1 - 4.3027 / 3**0.5, 1 + 4.3027 / 3**0.5), abs=1e-3)  # t, 2 d.f.
     assert to_rgb(looks["standard"].colour) not in ends
     with pytest.raises(NotYet, match="two sources"):
-        figures.gain(dense[dense["source"] == "standard"], "CIFAR-10")
+        pretraining.gain(dense[dense["source"] == "standard"], "CIFAR-10")
 
 
 def test_the_gain_of_dense_networks_and_tickets_side_by_side(runs):
     runs.loc[(runs["source"] == "adversarial") & (runs["round"] == 9), "sa"] += 0.03
-    axes = figures.gain(runs, "CIFAR-10", 0, 9).axes
+    axes = pretraining.gain(runs, "CIFAR-10", 0, 9).axes
     assert [axes[i].get_ylabel().split(":")[0] for i in (0, 3)] == ["Dense networks", "Tickets, 86.58 % pruned"]
     assert axes[0].get_ylim() == axes[3].get_ylim()
 
@@ -249,7 +249,7 @@ def test_the_papers_points_are_marked_as_such(runs):
 
 def test_histories_show_what_was_measured():
     history = [{"epoch": e, "accuracy": 0.5, "val_sa": 0.9 if e else None, "val_ra": None} for e in range(3)]
-    accuracy, sa, ra = figures.histories({"adversarial": history}).axes
+    accuracy, sa, ra = pretraining.histories({"adversarial": history}).axes
     assert list(accuracy.lines[0].get_xdata()) == [1, 2, 3] and list(accuracy.lines[0].get_ydata()) == [50] * 3
     assert list(sa.lines[0].get_xdata()) == [2, 3] and not ra.lines
 
@@ -257,7 +257,7 @@ def test_histories_show_what_was_measured():
 def test_the_summary_by_hand():
     rows = [("adversarial", 0, 0.5, 0.1), ("adversarial", 1, 0.7, 0.1), ("standard", 0, 0.25, None)]
     rows = [(*row, "ok") for row in rows] + [("standard", 1, None, None, "failed")]
-    found = figures.summary(pd.DataFrame(rows, columns=["source", "seed", "sa", "ra", "status"]), "source")
+    found = report.summary(pd.DataFrame(rows, columns=["source", "seed", "sa", "ra", "status"]), "source")
     assert list(found.index) == ["standard", "adversarial"]
     assert found.loc["adversarial"].tolist() == [2, "60.0 ± 10.0", "10.0 ± 0.0"]
     assert found.loc["standard"].tolist() == [1, "25.0", "not measured"]

@@ -20,7 +20,7 @@ from PIL import Image
 from dwlth import presets
 from dwlth.experiment import Experiment
 from dwlth.results import KEY
-from dwlth.show import figures, idea, report
+from dwlth.show import idea, report
 from dwlth.verdict import transfers, verdict
 
 pytest.importorskip("papermill", reason="the notebooks need the extra dwlth[notebooks]")
@@ -107,7 +107,7 @@ def test_runs_from_top_to_bottom(path, executed):
 def test_what_is_shown_is_what_the_table_says(executed, tiny):
     table, margins = tiny.table(), tiny.preset.margins
     notebook = {path.name[:2]: notebook for path, (_, notebook) in executed.items()}
-    assert shows(notebook["01"], figures.summary(table[table["stage"] == "pretrain"], "source"))
+    assert shows(notebook["01"], report.summary(table[table["stage"] == "pretrain"], "source"))
     found = report.readable(verdict(table, margins))
     for number, rows in (("03", found[found["data"] == "100%"]), ("04", found), ("05", found)):
         assert shows(notebook[number], rows.drop(columns=["data", "source"])), number
@@ -258,7 +258,7 @@ def test_another_source_is_another_parameter(with_other_parameters, tiny):
     process, notebook = with_other_parameters[1]["another source"]
     assert process.returncode == 0, process.stderr[-2000:]
     runs = transfers(tiny.table(), "digits5-9", 1.0)
-    assert shows(notebook, figures.summary(runs[runs["source"] == "standard"], "regime", "sparsity"))
+    assert shows(notebook, report.summary(runs[runs["source"] == "standard"], "regime", "sparsity"))
 
 
 def test_two_notebooks_train_what_is_missing_and_lose_nothing(with_other_parameters, tiny):

@@ -90,6 +90,11 @@ def percents(table: pd.DataFrame) -> pd.DataFrame:
     return ended(table).assign(sa=lambda rows: 100 * rows["sa"], ra=lambda rows: 100 * rows["ra"])
 
 
+def sparsity_by_round(rows: pd.DataFrame) -> dict[int, float]:
+    """The sparsity (a fraction) of the tickets in these rows, by IMP round."""
+    return rows.groupby("round")["sparsity"].first().to_dict()
+
+
 def write_table(path: Path, table: pd.DataFrame) -> None:
     """A table as CSV, each row with a checksum of its own, in the last column: rows can be sorted, filtered and put
     together, other programs read the file as any CSV, and no second file can be left behind."""

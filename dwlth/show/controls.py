@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from dwlth.errors import NotYet
 from dwlth.masks import METHODS
 from dwlth.presets import SOURCES, in_order
-from dwlth.results import ended, percents
+from dwlth.results import ended, percents, sparsity_by_round
 from dwlth.results.records import BARRIERS
 from dwlth.show import style
 from dwlth.show.crossing import PARTS, against_imp, crossed, variance
@@ -36,7 +36,7 @@ def draw_crossing(table: pd.DataFrame, downstream: str, fraction: float | None =
     """
     found = crossed(table, downstream, fraction, kind)
     rounds, names = sorted(found["round"].unique()), [in_order(found[by]) for by in ("weights", "mask")]
-    sparsity = table.groupby("round")["sparsity"].first()
+    sparsity = sparsity_by_round(table)
     figure = Picture(figsize=(WIDTH, 0.9 + (0.6 + 0.7 * len(names[0])) * len(rounds)), layout="constrained")
     grid = figure.subplots(len(rounds), len(CRITERIA), squeeze=False)
     labels = [[SOURCES.get(name, name).replace(" ", "\n") for name in of] for of in names]
@@ -70,7 +70,7 @@ def draw_variance(table: pd.DataFrame, downstream: str, fraction: float | None =
         NotYet: as of `variance`.
     """
     found = variance(table, downstream, fraction, kind)
-    sparsity = table.groupby("round")["sparsity"].first()
+    sparsity = sparsity_by_round(table)
     rounds = sorted(found["round"].unique())
     figure = Picture(figsize=(WIDTH, 3.4), layout="constrained")
     panels = figure.subplots(1, len(CRITERIA), sharey=True)
@@ -123,7 +123,7 @@ def draw_controls(
     panels[0].set_yticks(range(len(methods)), [style.of_methods()[name].label for name in methods])
     panels[0].set_ylim(len(methods) - 0.5, -0.5)
     legend(figure, *([Line2D([], [], **look.line | {"linestyle": "none"})] for look in looks.values()))
-    sparsity = table.groupby("round")["sparsity"].first()[round_]
+    sparsity = sparsity_by_round(table)[round_]
     figure.suptitle(
         f"Other tickets against IMP's of the same source and seed, {100 * sparsity:.4g} % pruned\n"
         f"({downstream}, {percent(found['fraction'].iloc[0])} of its data; bars: 95 % intervals)"
@@ -158,7 +158,7 @@ def draw_methods(
         shown = runs[runs["regime"] == regime]
         bars = {"err_style": "bars", "err_kws": {"capsize": 2}}
         style.lines(panel, shown, "round", metric, "method", looks, estimator="mean", errorbar="se", **bars)
-        sparsity_axis(panel, runs.groupby("round")["sparsity"].first().to_dict())
+        sparsity_axis(panel, sparsity_by_round(runs))
         panel.set(title=title, ylabel=f"{metric.upper()} (%)")
     legend(figure, *zip(style.handles(looks)))
     figure.suptitle(
@@ -190,7 +190,7 @@ def draw_connectivity(table: pd.DataFrame, downstream: str, fraction: float | No
         for panel, column, title in zip(line, BARRIERS, titles):
             bars = {"err_style": "bars", "err_kws": {"capsize": 2}, "estimator": "mean", "errorbar": interval}
             style.lines(panel, runs[runs["regime"] == regime], "round", column, "source", looks, **bars)
-            sparsity_axis(panel, runs.groupby("round")["sparsity"].first().to_dict())
+            sparsity_axis(panel, sparsity_by_round(runs))
             panel.set(ylabel="", title=title if regime == regimes[0] else "")
             panel.set_ylim(bottom=min(0, panel.get_ylim()[0]))
             panel.set_xlabel("Sparsity (%)" if regime == regimes[-1] else "")

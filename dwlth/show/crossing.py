@@ -11,7 +11,7 @@ import pandas as pd
 from dwlth.controls import other
 from dwlth.errors import NotYet
 from dwlth.presets import in_order, in_words
-from dwlth.results import percents
+from dwlth.results import percents, sparsity_by_round
 from dwlth.verdict import CRITERIA, bounds
 
 PARTS = ("weights", "mask", "match", "seeds", "rest")
@@ -142,7 +142,7 @@ def words(table: pd.DataFrame, downstream: str, fraction: float | None = None) -
     last, criterion = found["round"].max(), "RA, adversarial transfer"
     of = parts[(parts["round"] == last) & (parts["criterion"] == criterion)].set_index("part")
     share = {part: f"{row.share:.0%} ({row.low:.0%} to {row.high:.0%})" for part, row in of.iterrows()}
-    cells, sparsity = found[found["round"] == last], table.groupby("round")["sparsity"].first()[last]
+    cells, sparsity = found[found["round"] == last], sparsity_by_round(table)[last]
     reach = {by: np.ptp(cells.groupby(by)[criterion].mean()) for by in ("weights", "mask")}
     more = "weights" if of["share"]["weights"] > of["share"]["mask"] else "mask"
     less = "mask" if more == "weights" else "weights"

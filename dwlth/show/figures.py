@@ -1,4 +1,4 @@
-"""Figures, each from the table alone."""
+"""Figures of tickets and of the verdict on them, each from the table alone; `draw_all` draws these and all others."""
 
 import contextlib
 import re
@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -18,13 +17,12 @@ from dwlth import verdict
 from dwlth.errors import NotYet
 from dwlth.files import write
 from dwlth.presets import in_order
-from dwlth.results import Folder, ended, percents
+from dwlth.results import Folder, ended, percents, sparsity_by_round
 from dwlth.show import style
-from dwlth.show.style import WIDTH, Look, Picture, interval, legend, percent, png, sparsity_axis, styled, ticks
+from dwlth.show.style import WIDTH, Look, Picture, legend, percent, png, sparsity_axis, styled, ticks
 from dwlth.verdict import CRITERIA, FOURTH, PAPER, transfers
 
-__all__ = ["Picture", "criteria", "curves", "differences", "double_wins", "draw_all", "gain", "histories"]
-__all__ += ["png", "pretraining", "summary"]
+__all__ = ["Picture", "criteria", "curves", "differences", "double_wins", "draw_all", "png"]
 
 PANELS = CRITERIA | FOURTH
 """What the paper's definition names: the criteria, and the fourth."""
@@ -119,7 +117,7 @@ def differences(table: pd.DataFrame, downstream: str, fraction: float, margins: 
     found = _tests(table, downstream, fraction, margins)
     if found.empty:
         raise NotYet(f"nothing to judge yet: no pairs of tickets and dense networks on {downstream}")
-    looks, sparsity = style.of_sources(found["source"]), found.groupby("round")["sparsity"].first()
+    looks, sparsity = style.of_sources(found["source"]), sparsity_by_round(found)
     figure = Picture(figsize=(WIDTH, 1.4 + 1.9 * len(looks)), layout="constrained")
     grid = figure.subplots(len(looks), len(CRITERIA), sharex=True, sharey="col", squeeze=False)
     for line, (source, look) in zip(grid, looks.items()):
@@ -143,28 +141,6 @@ def differences(table: pd.DataFrame, downstream: str, fraction: float, margins: 
         "(what differs by more than 5 margins, and a ticket whose runs all failed, stands at the edge)"
     )
     legend(figure, _answers(found), _levels(found, Line2D([], [], color="0.35", linewidth=1.5)))
-    return figure
-
-
-@styled()
-def pretraining(table: pd.DataFrame) -> Figure:
-    """SA and RA on the pre-training task after each round of IMP; the first point is the dense source.
-
-    Raises:
-        NotYet: if the table has no round of IMP.
-    """
-    runs = percents(table[(table["stage"] == "imp") & (table["method"] == "imp")])
-    if runs.empty:
-        raise NotYet("no round of IMP yet: `python -m dwlth run PRESET` makes them")
-    looks = style.of_sources(runs["source"])
-    figure = Picture(figsize=(WIDTH, 3.9), layout="constrained")
-    panels = figure.subplots(1, 2)
-    for panel, metric in zip(panels, ("sa", "ra")):
-        style.lines(panel, runs, "round", metric, "source", looks, estimator="mean", errorbar="se")
-        sparsity_axis(panel, _sparsity(runs))
-        panel.set(title=f"{metric.upper()}, pre-training task", ylabel=f"{metric.upper()} (%)")
-    legend(figure, *zip(style.handles(looks)))
-    figure.suptitle("Each round of IMP, on the pre-training task (band: one standard error over seeds)")
     return figure
 
 
@@ -208,7 +184,7 @@ def double_wins(table: pd.DataFrame, downstream: str, margins: Margins, paper: b
         extra += [Line2D([], [], marker=shape, markersize=10, color="none", mfc="none", mec="black", label=label)]
     panel.set(xlabel="Downstream training data", ylabel="Sparsity of the sparsest\ndouble-win ticket (%)")
     panel.set_xticks(range(len(fractions)), map(percent, fractions))
-    sparsity = _sparsity(table[table["stage"] == "transfer"])
+    sparsity = sparsity_by_round(table[table["stage"] == "transfer"])
     rounds, labels = ticks(sparsity)
     panel.set_yticks(rounds, ["0 (dense)", *labels[1:]])
     panel.set_ylim(-0.5, max(sparsity) + 1)
@@ -224,7 +200,7 @@ def double_wins(table: pd.DataFrame, downstream: str, margins: Margins, paper: b
 def draw_all(table: pd.DataFrame, folder: Path, margins: Margins, results: Folder | None = None) -> list[Path]:
     """Draw every figure the table has the runs for, and those of the audit and the tickets in `results`, as PNG and
     PDF; returns the paths of the PNGs."""
-    from dwlth.show import audit, controls, sparsity  # late: they draw with what is here
+    from dwlth.show import audit, controls, pretraining, sparsity  # late: they draw with what is here
 
     drawn = {}
     for downstream, runs in table[table["stage"] == "transfer"].groupby("downstream"):
@@ -235,10 +211,10 @@ def draw_all(table: pd.DataFrame, folder: Path, margins: Margins, results: Folde
         drawn[f"double-wins-{place}"] = (double_wins, table, downstream, margins)
         sparse = ended(runs)[["round", "sparsity"]].drop_duplicates().query("round > 0")
         near = (sparse["sparsity"] - HEADLINE).abs()
-        drawn[f"gain-{place}"] = (gain, table, downstream, 0, *sparse["round"][near == near.min()][:1])
+        drawn[f"gain-{place}"] = (pretraining.gain, table, downstream, 0, *sparse["round"][near == near.min()][:1])
         for name, draw in controls.FIGURES.items():
             drawn[f"{name}-{place}"] = (draw, table, downstream)
-    drawn["pretraining"] = (pretraining, table)
+    drawn["pretraining"] = (pretraining.pretraining, table)
     if results is not None:
         drawn["audit"] = (lambda: audit.draw_audit(audit.read_audit(results)),)
         drawn["savings"] = (lambda: sparsity.draw_savings(sparsity.savings(results)),)
@@ -256,11 +232,6 @@ def _save(figure: Figure, path: Path) -> Path:
     undated = {"CreationDate": None}  # the same figure is the same file
     write(path.with_suffix(".pdf"), lambda beside: figure.savefig(beside, format="pdf", metadata=undated))
     return path
-
-
-def _sparsity(runs: pd.DataFrame) -> dict[int, float]:
-    """By round."""
-    return runs.groupby("round")["sparsity"].first().to_dict()
 
 
 def _tests(table: pd.DataFrame, downstream: str, fraction: float, margins: Margins | None) -> pd.DataFrame:
@@ -303,7 +274,7 @@ def _curves(
         if criterion in CRITERIA:
             heights = means[means.index.get_level_values("source") == source].droplevel("source")
             _marks(panel, of, of["round"].map(heights).fillna(bottom), look)  # where all runs failed
-    sparsity_axis(panel, _sparsity(runs))
+    sparsity_axis(panel, sparsity_by_round(runs))
     panel.set_ylabel(f"{metric.upper()} (%)")
     return means
 
@@ -361,92 +332,3 @@ def _levels(found: pd.DataFrame, bounds: Artist) -> list[Artist]:
     margin = _band(0.15)
     margin.set_label("margin: the loss that is allowed")
     return dense + ([margin, bounds] if len(found) else [])
-
-
-@styled()
-def gain(table: pd.DataFrame, downstream: str, *rounds: int) -> Figure:
-    """What robust pre-training is worth, in points over standard pre-training with the same seed, by the fraction of
-    downstream data: the mean over seeds and its 95 % confidence interval (Student's t), with a row of panels for the
-    tickets of each of these `rounds` of IMP (by default 0, the dense networks).
-
-    Raises:
-        NotYet: if no round has both the standard and another source.
-    """
-    runs, keys = percents(transfers(table, downstream)), ["round", "fraction", "seed"]
-    runs = runs[runs["round"].isin(rounds or (0,))]
-    gains = {}
-    for criterion, (regime, metric) in CRITERIA.items():
-        wide = runs[runs["regime"] == regime].pivot_table(metric, keys, "source")
-        if "standard" in wide:
-            over = wide.sub(wide.pop("standard"), axis=0).stack().rename_axis([*keys, "source"])
-            gains[criterion] = over.rename("points").reset_index()
-    if not gains or all(rows.empty for rows in gains.values()):
-        raise NotYet(f"no gain over standard pre-training on {downstream} to show: it takes two sources")
-    every = pd.concat(gains.values())
-    looks, sparsity = style.of_sources(every["source"]), _sparsity(runs)
-    shown, fractions = sorted(every["round"].unique()), sorted(every["fraction"].unique(), reverse=True)
-    figure = Picture(figsize=(WIDTH, 0.6 + 2.7 * len(shown)), layout="constrained")
-    grid = figure.subplots(len(shown), len(CRITERIA), sharex=True, sharey=True, squeeze=False)
-    for panel, criterion in zip(grid[0], gains):
-        panel.set_title(criterion)
-    palette = {name: look.colour for name, look in looks.items()}
-    markers = [look.marker for look in looks.values()]
-    points = {"markers": markers, "linestyle": "none", "dodge": 0.3 if len(looks) > 1 else False, "legend": False}
-    bars = {"errorbar": interval, "capsize": 0.08, "err_kws": {"linewidth": 1.2}}
-    by = {"order": list(map(percent, fractions)), "hue_order": list(looks), "palette": palette}
-    for line, round_ in zip(grid, shown):
-        for panel, rows in zip(line, gains.values()):
-            data = rows[rows["round"] == round_].assign(fraction=rows["fraction"].map(percent))
-            sns.pointplot(data, x="fraction", y="points", hue="source", ax=panel, **by, **points, **bars)
-            panel.axhline(0, color="0.3", linestyle="--", linewidth=0.8)
-            panel.set(xlabel="Downstream training data", xlim=(-0.5, len(fractions) - 0.5))
-            panel.label_outer()
-        networks = f"Tickets, {100 * sparsity[round_]:.4g} % pruned" if round_ else "Dense networks"
-        line[0].set_ylabel(f"{networks}:\ngain (points)")
-    legend(figure, *([Line2D([], [], **look.line | {"linestyle": "none"})] for look in looks.values()))
-    figure.suptitle(
-        f"Gain over standard pre-training with the same seed, {downstream} (bars: 95 % confidence interval)"
-    )
-    return figure
-
-
-@styled()
-def histories(of: Mapping[str, list[dict]]) -> Figure:
-    """How the training of each source went, from the `history` in its record: accuracy on the (attacked) training
-    images of each epoch, and validation SA and RA where they were measured."""
-    columns = {"accuracy": "Training accuracy", "val_sa": "Validation SA", "val_ra": "Validation RA"}
-    rows = pd.DataFrame(
-        [row | {"source": source} for source in of for row in of[source]] or {"source": [], "epoch": []}
-    )
-    rows = rows.reindex(columns=["source", "epoch", *columns]).astype(dict.fromkeys(columns, float))
-    rows["epoch"] += 1
-    rows[list(columns)] *= 100
-    looks = style.of_sources(of)
-    figure = Picture(figsize=(WIDTH, 3.3), layout="constrained")
-    panels = figure.subplots(1, len(columns), sharey=True)
-    for panel, (column, title) in zip(panels, columns.items()):
-        style.lines(panel, rows, "epoch", column, "source", looks)
-        panel.set(title=title, xlabel="Epochs", ylabel="", xlim=(0.5, max(map(len, of.values()), default=1) + 0.5))
-        panel.set_ylim(-3, 103)
-        panel.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
-    panels[0].set_ylabel("%")
-    legend(figure, *zip(style.handles(looks)))
-    return figure
-
-
-def summary(runs: pd.DataFrame, *by: str) -> pd.DataFrame:
-    """SA and RA in percent as text, by the columns given, sources in the order of the legends: the mean over the seeds
-    and, of two or more, one standard error; and the number of seeds. Failed runs are left out."""
-    runs = percents(runs)
-    runs = runs.sort_values("source", key=lambda names: names.map(in_order(names).index), kind="stable")
-    if "sparsity" in by:
-        runs = runs.assign(sparsity=runs["sparsity"].map("{:.2%}".format))
-    groups = runs.groupby(list(by), sort=False)
-    rows = {"seeds": groups["seed"].nunique()}
-    for metric in ("sa", "ra"):
-        text = [
-            "not measured" if pd.isna(mean) else f"{mean:.1f}" + ("" if pd.isna(sem) else f" ± {sem:.1f}")
-            for mean, sem in groups[metric].agg(["mean", "sem"]).itertuples(index=False)
-        ]
-        rows[f"{metric.upper()} (%)"] = pd.Series(text, rows["seeds"].index)
-    return pd.DataFrame(rows)

@@ -10,7 +10,7 @@ import pandas as pd
 from dwlth.attacks import Attack
 from dwlth.masks import Mask
 from dwlth.presets import SOURCES, Preset, in_order, in_words
-from dwlth.results import Folder, ended
+from dwlth.results import Folder, ended, percents
 from dwlth.show.claims import scoreboard
 from dwlth.show.order import order
 from dwlth.verdict import CRITERIA, FOURTH, PAPER, tests, transfers, verdict
@@ -27,6 +27,24 @@ the sequence."""
 
 FOUR = """The paper's definition names SA and RA under both regimes; its code measures no RA after standard transfer,
 which is {fourth} here."""
+
+
+def summary(runs: pd.DataFrame, *by: str) -> pd.DataFrame:
+    """SA and RA in percent as text, by the columns given, sources in the order of the legends: the mean over the seeds
+    and, of two or more, one standard error; and the number of seeds. Failed runs are left out."""
+    runs = percents(runs)
+    runs = runs.sort_values("source", key=lambda names: names.map(in_order(names).index), kind="stable")
+    if "sparsity" in by:
+        runs = runs.assign(sparsity=runs["sparsity"].map("{:.2%}".format))
+    groups = runs.groupby(list(by), sort=False)
+    rows = {"seeds": groups["seed"].nunique()}
+    for metric in ("sa", "ra"):
+        text = [
+            "not measured" if pd.isna(mean) else f"{mean:.1f}" + ("" if pd.isna(sem) else f" ± {sem:.1f}")
+            for mean, sem in groups[metric].agg(["mean", "sem"]).itertuples(index=False)
+        ]
+        rows[f"{metric.upper()} (%)"] = pd.Series(text, rows["seeds"].index)
+    return pd.DataFrame(rows)
 
 
 def readable(found: pd.DataFrame) -> pd.DataFrame:

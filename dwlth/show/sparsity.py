@@ -14,7 +14,7 @@ from dwlth.errors import NotYet
 from dwlth.fast.shrink import channels, shrink
 from dwlth.masks import Mask
 from dwlth.models import Classifier
-from dwlth.results import Folder
+from dwlth.results import Folder, sparsity_by_round
 from dwlth.runs import Run
 from dwlth.show import style
 from dwlth.show.style import WIDTH, Picture, legend, sparsity_axis, styled
@@ -67,7 +67,7 @@ def draw_savings(found: pd.DataFrame) -> Figure:
     figure = Picture(figsize=(WIDTH, 2.9), layout="constrained")
     for panel, (column, title) in zip(figure.subplots(1, len(PANELS)), PANELS.items()):
         style.lines(panel, found, "round", column, "source", looks)
-        sparsity_axis(panel, found.groupby("round")["sparsity"].first().to_dict())
+        sparsity_axis(panel, sparsity_by_round(found))
         panel.set(title=title, ylabel="", xlabel="Sparsity (%)", ylim=(0, 100 if "%" in title else None))
     legend(figure, *zip(style.handles(looks)))
     return figure

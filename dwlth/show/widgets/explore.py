@@ -14,9 +14,9 @@ from IPython.display import HTML
 from dwlth import masks, models, sources, tickets
 from dwlth.errors import NotYet
 from dwlth.presets import in_order
-from dwlth.results import KEY, Folder, ended
+from dwlth.results import KEY, Folder, ended, sparsity_by_round
 from dwlth.runs import Run
-from dwlth.show import analysis, figures, style
+from dwlth.show import analysis, figures, pretraining, report, style
 from dwlth.show.claims import scoreboard
 from dwlth.show.widgets.parts import HEAR, Box, choose, drawn, in_a_row, percent, set_aside, show, sparsities, table_of
 from dwlth.verdict import judge, transfers, verdict
@@ -84,7 +84,7 @@ def _pickers(
         "source": _offer("source", in_order(known["source"]), begin, preset.pretrain),
         "downstream": _offer("downstream", sorted(known["downstream"]), begin, preset.downstream),
         "fraction": _offer("fraction", percent(sorted(known["fraction"], reverse=True)), begin, preset.fractions),
-        "round": _offer("round", sparsities(runs.groupby("round")["sparsity"].first()), begin, preset.rounds),
+        "round": _offer("round", sparsities(sparsity_by_round(runs)), begin, preset.rounds),
     }
     margins = {metric: _margin(metric, points) for metric, points in preset.margins.items()}
 
@@ -97,7 +97,7 @@ def _pickers(
         figure = figures.criteria(runs, downstream, fraction, source, round, margins)
         chosen = transfers(runs, downstream, fraction)
         chosen = chosen[(chosen["source"] == source) & chosen["round"].isin([0, round])]
-        return figure, judge(chosen, round, margins), figures.summary(chosen, "regime", "sparsity")
+        return figure, judge(chosen, round, margins), report.summary(chosen, "regime", "sparsity")
 
     def board(**margins):
         answers = scoreboard(table, margins, folder=folder).set_index("claim")
@@ -139,7 +139,7 @@ def _so_far(
         "source": _offer("source", in_order(set(table["source"])), begin, preset.pretrain),
         "round": _offer("round", sparsities(pd.Series(sparsity)), begin, preset.rounds),
     }
-    show(said, text, counts, figures.pretraining(table))
+    show(said, text, counts, pretraining.pretraining(table))
     inside, layer = _inside(folder, controls, begin)
     return [in_a_row(controls).add_class("dwlth-pinned"), said, *inside, set_aside(folder)], controls | {"layer": layer}
 

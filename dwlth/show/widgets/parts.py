@@ -4,7 +4,7 @@ import asyncio
 import base64
 import html
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -174,7 +174,7 @@ def percent(fractions: Iterable[float]) -> dict[str, float]:
     return {f"{100 * fraction:.4g} %": fraction for fraction in fractions}
 
 
-def sparsities(sparsity: pd.Series) -> dict[str, int]:
+def sparsities(sparsity: Mapping[int, float]) -> dict[str, int]:
     """Options of `choose`: rounds, from their sparsity by round."""
     return {f"{100 * value:.2f} %": round_ for round_, value in sparsity.items()}
 

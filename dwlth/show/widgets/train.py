@@ -13,7 +13,7 @@ from dwlth.results import Folder, read_record, read_table
 from dwlth.running import cost, grid, machine
 from dwlth.running.progress import duration
 from dwlth.runs import Run
-from dwlth.show import figures
+from dwlth.show import pretraining
 from dwlth.show.widgets.parts import (
     DRAWING,
     HEAR,
@@ -77,7 +77,7 @@ def training_panel(
     def tell(text: str, history: list[dict] | None = None, share: float = 0.0) -> None:
         bar.value = share
         with DRAWING:
-            show(shown, text, *([figures.histories({chosen().source: history})] if history else []))
+            show(shown, text, *([pretraining.histories({chosen().source: history})] if history else []))
 
     def look(_=None) -> None:
         tell(*_known(folder, chosen()))
