@@ -14,10 +14,6 @@ copy of the network (`module.attacker.model.*`). PyTorch's ImageNet example writ
 a guess at the origin, for people to read: nothing else depends on it.
 """
 
-import argparse
-import collections
-import pickle
-import pickletools
 import re
 import warnings
 from collections.abc import Mapping
@@ -26,15 +22,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from dwlth import files
 from dwlth.data import MEAN_STD
 from dwlth.errors import DwlthError
 from dwlth.masks import Mask, prunable
+from dwlth.outside import torchfiles
 from dwlth.outside.downloads import fetch as fetch  # what people bring may lie elsewhere: fetch, then read
-from dwlth.outside.downloads import first_line, refuse_page
 
 State = dict[str, Tensor]
 
@@ -44,7 +38,6 @@ ZEROS = 0.01  # a larger part of exact zeros is no accident
 STEMS = {(64, 3, 7, 7): "7x7", (64, 3, 3, 3): "3x3"}
 MARK = "layer1.0.conv1.weight"  # once in every ResNet: what stands before it is a prefix
 COUNTER = "num_batches_tracked"  # files of old have none, and nothing depends on it
-LEGACY = bytes.fromhex("8a0a6cfc9c46f920")  # in the first bytes of torch.save's files before torch 1.6
 
 IMAGENET = MEAN_STD["imagenet"]
 """Mean and standard deviation per channel of ImageNet's pixels in [0, 1], as all of the above use them."""
@@ -91,7 +84,7 @@ def read(path: str | Path, unsafe: bool = False) -> Checkpoint:
             number (an integer, NaN, infinite) or a running variance negative.
     """
     path = Path(path)
-    content = _load(path, unsafe)
+    content = torchfiles.load(path, unsafe)
     entry, tensors = _state_dict(path, content)
     prefix, state, normaliser, copies = _unwrap(path, tensors)
     masks = {name.removesuffix("_mask"): state.pop(name) for name in list(state) if name.endswith(".weight_mask")}
@@ -164,7 +157,7 @@ def write_reference_ticket(
     network under `torch.nn.utils.prune` loads its `state_dict` strictly. `init`, the weights it rewinds to, is `state`.
 
     Args:
-        legacy: as in `write`.
+        legacy: as in `torchfiles.write`.
 
     Raises:
         DwlthError: if the mask is not that of all convolutions in `state`.
@@ -177,13 +170,7 @@ def write_reference_ticket(
         if name in mask:
             weights[f"{name}_mask"] = mask[name].float().cpu()  # float, as torch.nn.utils.prune has it
     init = {name: tensor.detach().cpu() for name, tensor in state.items()}
-    write(path, {"state_dict": weights, "init": init}, legacy)
-
-
-def write(path: str | Path, content: Mapping[str, Any], legacy: bool = False) -> None:
-    """A file of `torch.save`; `legacy`: in the format of before torch 1.6, for the reference code's torch 1.5."""
-    zipped = {"_use_new_zipfile_serialization": not legacy}
-    files.write(Path(path), lambda beside: torch.save(content, beside, **zipped))
+    torchfiles.write(path, {"state_dict": weights, "init": init}, legacy)
 
 
 def describe(path: str | Path, unsafe: bool = False) -> str:
@@ -197,62 +184,6 @@ def describe(path: str | Path, unsafe: bool = False) -> str:
         text += " the pre-trained weights it rewinds to"
     text += f"; normalised by mean {found.mean}, std {found.std}" if found.mean else "; no normaliser in the file"
     return "; ".join([text, *found.notes]) + "."
-
-
-def _load(path: Path, unsafe: bool) -> Any:
-    """What the file holds, on the CPU."""
-    if not path.is_file():
-        raise DwlthError(f"{path}: no such file")
-    head = refuse_page(path)
-    safetensors = head[8:10] == b'{"'  # after the length of its header
-    if not safetensors and not head.startswith(b"PK") and LEGACY not in head[:32]:
-        raise DwlthError(f"{path}: no file of torch.save or safetensors: it begins with {head[:12]!r}")
-    if head.startswith(b"PK"):
-        _check_zip(path)
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):  # plain settings, which many programs save along
-            return load_file(path) if safetensors else torch.load(path, "cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if _cut_short(path):
-            raise DwlthError(f"{path}: truncated: it ends inside a pickle") from None
-        found = re.search(r"GLOBAL ([\w.]+)", str(error))
-    except Exception as error:  # torch has many ways to say so
-        raise DwlthError(f"{path}: truncated, or no checkpoint: {first_line(error)}") from None
-    if not unsafe:
-        raise DwlthError(
-            f"{path}: holds more than tensors ({found[1] if found else 'an unknown object'}), which takes a full "
-            "unpickle, which can run code; if you trust the file: inspect --unsafe, --set pretrain.SOURCE.unsafe=True"
-        )
-    warnings.warn(f"{path}: unpickled in full: any code in it has run", stacklevel=3)
-    try:
-        return torch.load(path, "cpu", weights_only=False)
-    except ImportError as error:
-        raise DwlthError(f"{path}: to unpickle it, install the package it was made with: {error}") from None
-    except Exception as error:
-        raise DwlthError(f"{path}: truncated, or no checkpoint: {first_line(error)}") from None
-
-
-def _check_zip(path: Path) -> None:
-    """Raise where a zip is damaged or hostile; see `dwlth.files.check_zip`."""
-    try:
-        files.check_zip(path)
-    except DwlthError:
-        raise
-    except Exception as error:  # damage has many kinds
-        raise DwlthError(f"{path}: truncated, or no checkpoint: {first_line(error)}") from None
-
-
-def _cut_short(path: Path) -> bool:
-    """Whether a file of before torch 1.6 ends inside one of its five pickles, which are walked but not run."""
-    with path.open("rb") as file:
-        if LEGACY in file.read(32):
-            file.seek(0)
-            try:
-                for _ in range(5):
-                    collections.deque(pickletools.genops(file), maxlen=0)
-            except ValueError:
-                return True
-    return False
 
 
 def _state_dict(path: Path, content: Any) -> tuple[str, State]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from dwlth import masks, sources, tickets
 from dwlth.errors import DwlthError
-from dwlth.outside import checkpoints
+from dwlth.outside import checkpoints, torchfiles
 from dwlth.results import Folder
 from dwlth.runs import Run
 
@@ -65,6 +65,6 @@ def export_reference(file: str | Path, folder: Folder, run: Run, init: bool = Fa
     source = sources.load(replace(folder, device="cpu"), run)
     state = source.net.state_dict()
     if init:
-        checkpoints.write(file, state, legacy)
+        torchfiles.write(file, state, legacy)
     else:
         checkpoints.write_reference_ticket(file, state, tickets.find(folder, run, source), legacy)
