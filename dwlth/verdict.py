@@ -111,9 +111,9 @@ def verdict(
         tolerance: in points, for the rule `mean`.
 
     Returns:
-        A row each: `pairs` (seeds, of the least sparse ticket); `round` and `sparsity` (a fraction) of that ticket, 0
-        if there is none; `next_round`, `next_sparsity`, `next_answer` (`not` or `undecided`) and `why` of the ticket
-        that ended the sequence, NA and empty if none did.
+        A row each: `pairs` (seeds, of the least sparse ticket of the sequence); `round` and `sparsity` (a fraction) of
+        the sparsest double-win ticket, 0 if there is none; `next_round`, `next_sparsity`, `next_answer` (`not` or
+        `undecided`) and `why` of the ticket that ended the sequence, NA and empty if none did.
 
     Raises:
         DwlthError: for margins, a rule or a tolerance that are none.
@@ -134,9 +134,8 @@ def verdict(
     if rule == "mean":
         found = _by_means(found, tolerance, list(CRITERIA | FOURTH if all_four else CRITERIA))
     rows = []
-    for key, group in found.groupby(["downstream", "fraction", "source"], sort=False):
-        wins = group[group["in_sequence"] & (group["answer"] == "double-win")]
-        ended = group[group["in_sequence"] & (group["answer"] != "double-win")]
+    for key, group in found[found["in_sequence"]].groupby(["downstream", "fraction", "source"], sort=False):
+        wins, ended = (group[(group["answer"] == "double-win") == won] for won in (True, False))
         last = wins.iloc[-1] if len(wins) else {"round": 0, "sparsity": 0.0}
         end = ended.iloc[0] if len(ended) else {"round": pd.NA, "sparsity": np.nan, "answer": "", "why": ""}
         row = dict(zip(("downstream", "fraction", "source"), key)) | {"pairs": group["pairs"].iloc[0]}
@@ -154,16 +153,18 @@ def transfers(table: pd.DataFrame, downstream: str, fraction: float | None = Non
     return runs if fraction is None else runs[runs["fraction"] == fraction]
 
 
-def judge(runs: pd.DataFrame, round_: int, margins: Mapping[str, float]) -> str:
-    """Whether ticket `round_` is double-win, in a sentence.
+def judge(
+    table: pd.DataFrame, downstream: str, fraction: float, source: str, round_: int, margins: Mapping[str, float]
+) -> str:
+    """Whether the ticket of this source and round is double-win on a task with a fraction of its data, in a sentence.
 
     Args:
-        runs: rows of one source, downstream task and fraction.
-        margins: as of `tests`.
+        table, margins: as of `tests`. The other tickets belong to it: the verdict may end before this one.
     """
     if round_ == 0:
         return "This is the dense network, which tickets are compared with."
-    found = tests(runs, margins)
+    here = (table["downstream"] == downstream) & (table["fraction"] == fraction) | (table["stage"] == "imp")
+    found = tests(table[here & (table["source"] == source)], margins)
     found = found[found["round"] == round_]
     if found.empty:
         return "Not judged: this needs the ticket and the dense network, transferred under both regimes."

@@ -303,7 +303,8 @@ def planted(cell, seeds=5, sources=("standard", "adversarial"), noise=0.3, fract
             sa, ra = (value + seed + noise * rng.standard_normal(2)) / 100
             rows.append(row | {"stage": "transfer", "method": method, "regime": regime, "sa": sa, "ra": ra})
         way = dict.fromkeys(connectivity.BARRIERS, 0.01 * round_)
-        rows.append(row | {"stage": "connect", "method": "imp", "regime": "adversarial", "sa": 0.9, "ra": 0.5} | way)
+        for regime in ("standard", "adversarial"):
+            rows.append(row | {"stage": "connect", "method": "imp", "regime": regime, "sa": 0.9, "ra": 0.5} | way)
     return pd.DataFrame(rows)
 
 
@@ -398,6 +399,13 @@ def test_the_scoreboard_s_open_questions():
         assert len(claims.scoreboard(begun, MARGINS)) == 9
     begun = table[(table["method"] != "shuffled") | (table["regime"] == "adversarial") | (table["seed"] > 1)]
     assert claims.scoreboard(begun, MARGINS).set_index("claim").loc[mask.name, "seeds"] == 3
+    last = table["seed"] == 4
+    for cut, row in ((table["method"] == "shuffled", mask), (table["stage"] == "connect", barrier)):
+        some, none = (table[~(cut & last & lacks)] for lacks in (table["source"] == "adversarial", last))
+        rows = [claims.scoreboard(rows, MARGINS).set_index("claim").loc[row.name] for rows in (some, none)]
+        assert rows[0]["seeds"] == 4 and rows[0].equals(rows[1])  # no mean of other cells than the other seeds have
+    begun = table[(table["stage"] != "connect") | (table["regime"] == "standard")]
+    assert barrier.name not in set(claims.scoreboard(begun, MARGINS)["claim"])
     without = table[~table["method"].str.contains("crossed|shuffled|trained") & (table["stage"] != "connect")]
     assert len(claims.scoreboard(without, MARGINS)) == 6
     pd.testing.assert_frame_equal(claims.scoreboard(without, MARGINS).set_index("claim"), board[:6])

@@ -19,6 +19,8 @@ from dwlth.verdict import CRITERIA, FOURTH, judge, seeds_to_decide
 ROUNDS = range(0, 20)
 MARGINS = {"sa": 1.0, "ra": 2.0}
 SA_STANDARD, SA_ADVERSARIAL, RA_ADVERSARIAL = CRITERIA
+TICKETS = "CIFAR-10", 1.0, "adversarial"
+"""Task, fraction and source of `table`."""
 
 
 def table(sa_standard, sa_adversarial, ra_adversarial, source="adversarial", seeds=1, fraction=1.0, rounds=ROUNDS):
@@ -162,7 +164,7 @@ def test_a_gap_ends_the_sequence():
     assert found.loc[4, "answer"] == "double-win"
     row = verdict.verdict(runs, MARGINS).iloc[0]
     assert (row["round"], row["next_round"]) == (2, 3) and row["why"].startswith(SA_STANDARD)
-    assert "the verdict ends before it" in judge(runs, 4, MARGINS)
+    assert "the verdict ends before it" in judge(runs, *TICKETS, 4, MARGINS)
 
 
 def test_a_ticket_that_few_seeds_have_does_not_end_the_sequence():
@@ -177,6 +179,9 @@ def test_a_ticket_that_few_seeds_have_does_not_end_the_sequence():
     half = half[(half["round"] != 3) | (half["seed"] < 3)]
     half.loc[(half["round"] == 3) & (half["regime"] == "standard"), "sa"] -= 0.05
     assert verdict.verdict(half, MARGINS)["next_round"].tolist() == [3]
+    first = table(falls_after(9), EQUAL, EQUAL, seeds=6)
+    first = first[(first["round"] != 1) | (first["seed"] < 1)]  # the least sparse ticket
+    assert verdict.verdict(first, MARGINS)[["round", "pairs"]].to_numpy().tolist() == [[9, 6]]
 
 
 def test_unequal_seeds_are_not_mixed():
@@ -322,11 +327,14 @@ def test_margins_belong_to_the_preset_and_to_no_run():
 
 def test_judge_says_a_sentence():
     runs = table(EQUAL, EQUAL, falls_after(6), seeds=5)
-    assert judge(runs, 0, MARGINS).startswith("This is the dense network")
-    assert judge(runs, 6, MARGINS).startswith("Double-win: 5 seeds")
-    assert judge(runs, 7, MARGINS).startswith(f"Not double-win: {RA_ADVERSARIAL} loses 4.9 points")
-    assert judge(runs[runs["seed"] == 0], 7, MARGINS) == "Undecided: one seed decides nothing."
-    assert judge(runs[runs["round"] == 0], 7, MARGINS).startswith("Not judged")
+    other = pd.concat([runs, table(EQUAL, EQUAL, EQUAL, seeds=5, fraction=0.1)])
+    for mixed in (runs, other, pd.concat([other, table(EQUAL, EQUAL, EQUAL, source="standard")])):
+        assert judge(mixed, *TICKETS, 0, MARGINS).startswith("This is the dense network")
+        assert judge(mixed, *TICKETS, 6, MARGINS).startswith("Double-win: 5 seeds")
+        assert judge(mixed, *TICKETS, 7, MARGINS).startswith(f"Not double-win: {RA_ADVERSARIAL} loses 4.9 points")
+    assert judge(runs[runs["seed"] == 0], *TICKETS, 7, MARGINS) == "Undecided: one seed decides nothing."
+    assert judge(runs[runs["round"] == 0], *TICKETS, 7, MARGINS).startswith("Not judged")
+    assert judge(failed(runs, 4, 6), *TICKETS, 6, MARGINS) == "Not double-win: 1 of 5 seeds failed."
 
 
 def record(folder, run, status, **result):

@@ -161,55 +161,68 @@ def _gains(table: pd.DataFrame, robust: str) -> tuple[pd.DataFrame, list[str]]:
 
 
 def _over_shuffled(table: pd.DataFrame, tasks: list[str]) -> pd.DataFrame | None:
-    """IMP's tickets minus shuffled ones, in points: a column for each criterion, by seed; None where there are none."""
+    """IMP's tickets minus shuffled ones, in points, as of `_by_seed`."""
     found = []
     for task in tasks:
         with suppress(NotYet):
-            found.append(against_imp(table, task).query("method == 'shuffled'"))
+            found.append(against_imp(table, task).query("method == 'shuffled'").assign(task=task))
     if not found or pd.concat(found).empty:
         return None
-    points = pd.concat(found).pivot_table("points", "seed", "criterion")
-    points = -points.reindex(columns=list(CRITERIA)).dropna()  # a run under way has some criteria and seeds only
-    return None if points.empty else points
+    return _by_seed(-pd.concat(found).pivot_table("points", ["seed", "source", "round", "task"], "criterion"))
 
 
 def _weights_over_mask(table: pd.DataFrame, tasks: list[str]) -> pd.DataFrame | None:
-    """The spread over sources of weights minus that over sources of masks, in points, as `_over_shuffled`."""
+    """The spread over sources of weights minus that over sources of masks, in points, as of `_by_seed`."""
     spreads = []
     for task in tasks:
         with suppress(NotYet):
-            found = crossed(table, task)
-            of = [found.groupby(["seed", "round", by])[list(CRITERIA)].mean() for by in ("weights", "mask")]
-            spreads.append([means.groupby(level=["seed", "round"]).std() for means in of])
-    if not spreads:
-        return None
-    return pd.concat(weights - mask for weights, mask in spreads).groupby(level="seed").mean()
+            found, cell = crossed(table, task).assign(task=task), ["seed", "round", "task"]
+            of = [found.groupby([*cell, by])[list(CRITERIA)].mean() for by in ("weights", "mask")]
+            weights, mask = (means.groupby(level=cell).std() for means in of)
+            spreads.append(weights - mask)
+    return _by_seed(pd.concat(spreads)) if spreads else None
 
 
 def _own_training(table: pd.DataFrame, tasks: list[str]) -> pd.DataFrame | None:
-    """Tickets of IMP minus those with the training of another source between its rounds, as `_over_shuffled`."""
+    """Tickets of IMP minus those with the training of another source between its rounds, as of `_by_seed`."""
     found = []
     for task in tasks:
         with suppress(NotYet):
-            found.append(crossed(table, task, kind="trained"))
+            found.append(crossed(table, task, kind="trained").assign(task=task))
     if not found:
         return None
     cells = pd.concat(found)
-    own = cells["weights"] == cells["mask"]
+    own, cell = cells["weights"] == cells["mask"], ["seed", "round", "weights", "task"]
     # the mean of each source first: it has one training of its own, and several others
-    means = [cells[of].groupby(["seed", "round", "weights"])[list(CRITERIA)].mean() for of in (own, ~own)]
-    return (means[0] - means[1]).groupby(level="seed").mean()
+    means = [cells[of].groupby(cell)[list(CRITERIA)].mean() for of in (own, ~own)]
+    return _by_seed(means[0] - means[1])
 
 
 def _barriers(table: pd.DataFrame) -> pd.DataFrame | None:
-    """Points lost on the way between two trainings, a column for each criterion, by seed; None where there are none."""
+    """Points lost on the way between two trainings, as of `_by_seed`."""
     runs = ended(table).query("stage == 'connect'")
     runs = runs[runs["fraction"] == runs["fraction"].max()]
-    if runs.empty:
-        return None
-    of = {regime: runs[runs["regime"] == regime].groupby("seed") for regime in runs["regime"].unique()}
+    cell = ["seed", "source", "round", "downstream"]
+    of = {regime: rows.set_index(cell) for regime, rows in runs.groupby("regime")}
     columns = {name: of[regime][f"barrier_{key}"] for name, (regime, key) in CRITERIA.items() if regime in of}
-    return pd.DataFrame({name: 100 * barrier.mean() for name, barrier in columns.items()}).dropna()
+    return _by_seed(100 * pd.DataFrame(columns)) if columns else None
+
+
+def _by_seed(cells: pd.DataFrame) -> pd.DataFrame | None:
+    """The mean over the cells of an experiment, by seed: of the cells that half of the seeds have or more, and of seeds
+    that have all of these. None where nothing is left.
+
+    Args:
+        cells: a column for each criterion; the index has the seed and what makes a cell. A cell without all criteria
+            is none: a run under way has such.
+    """
+    cells = cells.reindex(columns=list(CRITERIA)).dropna()
+    if cells.empty:
+        return None
+    wide = cells.unstack([name for name in cells.index.names if name != "seed"])
+    count = wide.notna().sum()
+    means = wide.loc[:, 2 * count >= count.max()].dropna().T.groupby(level=0, sort=False).mean().T
+    return None if means.empty else means
 
 
 def _below(barriers: pd.DataFrame, margins: Mapping[str, float]) -> tuple[str, str, int]:
@@ -292,9 +305,9 @@ def _exist(table: pd.DataFrame, margins: Mapping[str, float], fraction: float) -
     proven = best["round"] > 0
     each = tests(runs, margins, level=0.975)  # two-sided intervals of 95 %
     of = each[(each["source"] == best["source"]) & (each["downstream"] == best["downstream"])]
-    ticket = of[of["round"] == best["round"]].iloc[0] if proven else of.iloc[0]
+    ticket = of[of["round"] == best["round"] if proven else of["in_sequence"]].iloc[0]
     effect = "; ".join(_points(name, *ticket[[name, f"{name} low", f"{name} high"]]) for name in CRITERIA)
-    first = each[each["in_sequence"] & ~each.duplicated(["downstream", "source"])]["answer"]
+    first = each[each["in_sequence"]].drop_duplicates(["downstream", "source"])["answer"]
     answer = "supported" if proven else "contradicted" if (first == "not").all() else "undecided"
     return answer, f"{best['source']}, {ticket['sparsity']:.2%}: {effect}", int(ticket["pairs"])
 

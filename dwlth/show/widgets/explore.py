@@ -94,10 +94,10 @@ def _pickers(
         return _headline(table[here | (table["stage"] == "imp")], margins)
 
     def outside(source, downstream, fraction, round, **margins):
-        figure = figures.criteria(runs, downstream, fraction, source, round, margins)
+        which = table, downstream, fraction, source, round, margins
         chosen = transfers(runs, downstream, fraction)
         chosen = chosen[(chosen["source"] == source) & chosen["round"].isin([0, round])]
-        return figure, judge(chosen, round, margins), report.summary(chosen, "regime", "sparsity")
+        return figures.criteria(*which), judge(*which), report.summary(chosen, "regime", "sparsity")
 
     def board(**margins):
         answers = scoreboard(table, margins, folder=folder).set_index("claim")
