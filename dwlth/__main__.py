@@ -192,7 +192,8 @@ def connect(args) -> int:
     folder, runs = _select(args)
     folder = replace(folder, preset=replace(folder.preset, keep_networks=True))
     ends = _do(args, folder, grid.for_connect(runs))
-    folder.collect()
+    with contextlib.suppress(NotYet):
+        folder.collect()
     return ends
 
 

@@ -327,6 +327,8 @@ class Experiment:
     def _check(self, source: str, round_: int = 0, method: str = "imp") -> None:
         _choose("source", source, self.preset.pretrain)
         controls.method(method)
+        if of := controls.other(method):
+            _choose("source", of, self.preset.pretrain)
         _choose("round", round_, range(max(self.preset.rounds) + 1))
 
 

@@ -40,7 +40,7 @@ class Recipe:
     batch norm statistics, losses and steps stay float32, and which is float32 on hardware without bfloat16 units (the
     column `precision` of the table says what was used)."""
     exact_ra: bool = False
-    """RA as the reference code has it; see `dwlth.training.evaluate`."""
+    """RA as the reference code has it; see `dwlth.evaluation.evaluate`."""
     warm_up: float = later(0.0)
     """Fraction of all steps over which `onecycle` rises."""
     nesterov: bool = later(False)
@@ -60,6 +60,12 @@ class Recipe:
         for name in ("epochs", "batch_size", "validate_every", "parts"):
             if getattr(self, name) < 1:
                 raise DwlthError(f"recipe: {name} is {getattr(self, name)}, not 1 or more")
+        if not 0 <= self.momentum < 1 or (self.nesterov and not self.momentum):
+            raise DwlthError(f"recipe: momentum is {self.momentum}: give 0 or more (nesterov: above 0) and less than 1")
+        if not self.weight_decay >= 0:
+            raise DwlthError(f"recipe: weight_decay is {self.weight_decay}: give 0 or more")
+        if self.validation.bn != "eval":
+            raise DwlthError(f"recipe: bn of the validation is {self.validation.bn!r}: networks are measured with eval")
         if self.attack.targeted or self.validation.targeted:
             raise DwlthError(
                 "recipe: a targeted attack takes targets, but training and validation give the true labels"

@@ -84,7 +84,10 @@ def find(folder: Folder, run: Run, source: Classifier) -> Mask:
         owner = source if found_by.source == run.source else sources.load(folder, found_by)
         found = masks.fingerprint(masks.prunable(owner.net))
         if about["belongs_to"] != found:
-            raise DwlthError(f"{path}: a ticket of the weights {about['belongs_to']}, but these are {found}")
+            raise DwlthError(
+                f"{path}: a ticket of the weights {about['belongs_to']}, but these are {found}: bring back the source "
+                f"it was cut from, or delete {path.parent}, and `run` makes the tickets of this one"
+            )
         try:
             ticket.check(source.net)
         except DwlthError as error:

@@ -16,6 +16,7 @@ import pandas as pd
 
 from dwlth.errors import DwlthError, NotYet
 from dwlth.presets import in_order
+from dwlth.runs import Run
 
 CRITERIA = {
     "SA, standard transfer": ("standard", "sa"),
@@ -75,7 +76,8 @@ def tests(
         mean, sd, low, high = bounds(paired.points, level)
         for i, round_ in enumerate(paired.rounds):
             pairs, of = int(paired.complete[:, i].sum()), slice(len(judged))
-            answer, why = _answer(list(judged), limits, pairs, *(value[i, of] for value in (mean, sd, low, high)))
+            seen = (value[i, of] for value in (mean, sd, low, high))
+            answer, why = _answer(list(judged), limits, pairs, level, *seen)
             if broken := int(paired.broken[:, i].sum()):
                 failed = f"{broken} of {len(paired.seeds)} seeds failed"
                 answer, why = "not", f"{failed}; {why}" if answer == "not" else failed
@@ -246,7 +248,7 @@ def paired_by_seed(
     of_method = (table["method"] == method) | (table["round"] == 0)
     regimes = {regime for regime, _ in (CRITERIA | FOURTH).values()}
     runs = table[(table["stage"] == "transfer") & of_method & table["regime"].isin(regimes)]
-    lost = table[_failed(table) & (table["stage"] == "imp") & (table["method"] == method)]
+    lost = table[_failed(table) & (table["stage"] == "imp")]
     sparsity = table.groupby("round")["sparsity"].first()
     place = {source: i for i, source in enumerate(in_order(runs["source"]))}
     keys = ["downstream", "fraction", "source"]
@@ -262,10 +264,11 @@ def paired_by_seed(
         ended = np.zeros(values.shape[:2], bool)
         np.logical_or.at(ended, at, _failed(group))
         broken = ended[:, 1:].copy()
-        if len(lost):
+        if len(lost) and (made_by := Run("transfer", key[2], 0, 1, method).found_by):
             own = group["source_seed"] if "source_seed" in group else pd.Series(np.nan, group.index)
             source_seed = group["seed"].where(own.isna(), own).groupby(group["seed"]).first().to_numpy()
-            for row in lost[lost["source"] == key[2]].itertuples():
+            rounds_of_imp = (lost["source"] == made_by.source) & (lost["method"] == made_by.method)
+            for row in lost[rounds_of_imp].itertuples():
                 broken |= (source_seed == row.seed)[:, None] & (np.array(rounds) > row.round)
         complete = np.isfinite(points[..., : len(judged)]).all(-1) & ~broken
         points = np.where(complete[..., None], points, np.nan)
@@ -282,7 +285,7 @@ def paired_by_seed(
             )
 
 
-def _answer(names: list[str], limits: np.ndarray, pairs: int, *of: np.ndarray) -> tuple[str, str]:
+def _answer(names: list[str], limits: np.ndarray, pairs: int, level: float, *of: np.ndarray) -> tuple[str, str]:
     """The answer of one ticket, and why; `of` are mean, standard deviation, lower and upper bound of each criterion."""
     mean, sd, low, high = of
     if pairs < 2:
@@ -291,7 +294,7 @@ def _answer(names: list[str], limits: np.ndarray, pairs: int, *of: np.ndarray) -
         return "not", "; ".join(f"{names[i]} loses {-mean[i]:.1f} points, {-high[i]:.1f} at least" for i in worse)
     if (low > -limits).all():
         return "double-win", ""
-    needed = [seeds_to_decide(*values) for values in zip(mean, sd, limits)]
+    needed = [seeds_to_decide(*values, level) for values in zip(mean, sd, limits)]
     below = [i for i in range(len(names)) if mean[i] < -limits[i]]
     # one criterion below is enough for "not"; for "double-win" the slowest must be decided
     last = min(below, key=needed.__getitem__) if below else max(range(len(names)), key=needed.__getitem__)

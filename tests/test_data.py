@@ -116,6 +116,10 @@ def test_refuses_a_part_without_a_class_and_says_what_would_do():
     assert "\n" not in str(error.value)
     assert data.subset(labels, 0.504, "first") == list(range(504))
     assert data.subset(labels, 0.1, "first", allow_empty=True) == list(range(100))
+    with pytest.raises(
+        DwlthError, match="fraction 0.0005 of the training data: none of 1000 images: give 0.001 or more"
+    ):
+        data.subset(labels, 0.0005, "first", allow_empty=True)
     with pytest.raises(DwlthError, match="random.*none of class"):
         data.subset(labels, 0.01, "random", seed=0)
     assert {37, 503} <= set(data.subset(labels, 0.01, "balanced"))

@@ -75,6 +75,10 @@ def test_runs_are_those_of_the_grid(empty):
             lambda e: e.ticket("standard", 1, method="grasp"),
             "unknown method 'grasp': choose from imp, oneshot, random, sh",
         ),
+        (
+            lambda e: e.transfer("standard", 1, "standard", method="trained@nope"),
+            "unknown source 'nope': choose from standard",
+        ),
         (lambda e: e.network("standard", 0, "x"), "unknown regime 'x': choose from standard, adversarial"),
         (lambda e: e.transfer("standard", 0, "standard", downstream="svhn"), "'svhn': choose from digits5-9"),
         (lambda e: e.methods("x"), "unknown source 'x'"),

@@ -155,6 +155,24 @@ def test_bad_input_of_one_run_fails_that_run_alone(small, tmp_path, monkeypatch)
     assert why == ["bad.png: not an image"] and (folder.collect()["status"] == "ok").all()
 
 
+def test_bad_input_of_one_member_of_a_stack_fails_that_member_alone(small, tmp_path, monkeypatch):
+    small = replace(small, rounds=(0,), seeds=2)
+    do = grid.DO["transfer"]
+
+    def refuse(folder, runs, **training):
+        if any(run.seed == 1 and run.regime == "standard" for run in runs):
+            raise DwlthError("standard-s1: a source of other weights")
+        return do(folder, runs, **training)
+
+    monkeypatch.setitem(grid.DO, "transfer", refuse)
+    folder = Folder(small, tmp_path)
+    runs = grid.left(folder, [run for run in small.grid() if run.fraction == 1])
+    assert any(len({run.seed for run in unit}) == 2 for unit in grid.units(small, runs))
+    ends = grid.run_all(folder, runs)
+    assert {(run.regime, run.seed) for run, end in ends.items() if end != "ok"} == {("standard", 1)}
+    assert (folder.collect()["status"] == "ok").all()
+
+
 def test_a_transient_error_of_the_disk_sets_no_source_aside(small, tmp_path, monkeypatch):
     folder, run = Folder(small, tmp_path), Run("pretrain", "standard", 0)
     grid.run_all(folder, [run])

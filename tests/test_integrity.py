@@ -26,6 +26,8 @@ from dwlth.errors import DwlthError
 from dwlth.files import disk
 from dwlth.outside import checkpoints
 from dwlth.results import Folder, read_table
+from dwlth.results.provenance import _commit
+from dwlth.results.records import write_table
 from dwlth.running import grid
 from dwlth.running.verify import verify
 from dwlth.runs import Run
@@ -450,6 +452,22 @@ def test_any_reader_of_csv_reads_the_table_in_any_order(copy):
     header, *lines = copy.table.read_text().splitlines(keepends=True)
     copy.table.write_text("".join([header, *reversed(lines)]))
     assert read_table(copy.table)["id"].tolist() == expected["id"].tolist()[::-1]
+
+
+def test_numbers_and_names_that_look_like_numbers_survive(copy):
+    table = copy.collect()
+    fractions, commits = [1 / 3, 500 / 45000, 1.0], ["79047530e450", "004753045012", "123456789012"]
+    table = table.head(3).assign(fraction=fractions, commit=commits, id=commits[::-1])
+    for _ in range(2):  # what is read is written again
+        write_table(copy.table, table)
+        table = read_table(copy.table)
+    assert table["fraction"].tolist() == fractions
+    assert table["commit"].tolist() == commits == table["id"].tolist()[::-1]
+
+
+def test_a_checkout_without_git_records_its_runs(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert _commit.__wrapped__() == ""
 
 
 def test_a_disk_is_told_to_keep_each_file_and_its_name(tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ import pytest
 
 from dwlth import presets
 from dwlth.errors import DwlthError
+from dwlth.recipe import Recipe
 from dwlth.running.settings import override
 from dwlth.runs import Run
 
@@ -79,6 +80,10 @@ def test_seeds_at_are_set_as_a_whole():
         ("transfer.epochs=0", "epochs is 0"),
         ("transfer.epochs.more=1", "no setting 'more'"),
         ("evaluation.eps=-0.1", "eps"),
+        ("evaluation.bn=train", "bn of the evaluation is 'train': give eval"),
+        ("transfer.validation.bn=frozen", "recipe: bn of the validation is 'frozen'"),
+        ("pretrain.momentum=1.0", "momentum is 1.0: give 0 or more"),
+        ("transfer.weight_decay=-1.0", "weight_decay is -1.0: give 0 or more"),
         ("evaluation.targeted=True", "evaluation: a targeted attack"),
         ("transfer.attack.targeted=True", "recipe: a targeted attack"),
         ("prune_rate=-0.2", "prune_rate is -0.2"),
@@ -94,6 +99,11 @@ def test_seeds_at_are_set_as_a_whole():
 def test_refuses_bad_settings(setting, message):
     with pytest.raises(DwlthError, match=message):
         override(DIGITS, [setting])
+
+
+def test_nesterov_asks_for_momentum():
+    with pytest.raises(DwlthError, match="momentum is 0.0: give 0 or more .nesterov: above 0."):
+        Recipe(epochs=1, batch_size=1, lr=0.1, momentum=0.0, nesterov=True)
 
 
 def test_refuses_an_unknown_preset():

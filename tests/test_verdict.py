@@ -148,6 +148,15 @@ def test_a_noisy_ticket_is_undecided_and_says_what_would_decide():
     assert "more than 1,000 seeds" in one(table(EQUAL, EQUAL, noisy(4.0, loss=2.0), seeds=6))["why"]
 
 
+def test_the_seeds_that_would_decide_are_those_of_the_level():
+    runs, needed = table(noisy(1.5, 0.2), EQUAL, EQUAL, seeds=6), []
+    for level in (0.95, 0.99):
+        found = one(runs, level=level)
+        needed.append(seeds_to_decide(found[SA_STANDARD], found[f"{SA_STANDARD} sd"], 1.0, level))
+        assert found["why"].endswith(f"about {needed[-1]} seeds would decide")
+    assert needed[0] < needed[1]
+
+
 def test_one_seed_decides_nothing():
     runs = table(EQUAL, falls_after(3), EQUAL)
     found = verdict.tests(runs, MARGINS)
@@ -213,6 +222,15 @@ def test_a_failed_round_of_imp_is_a_miss_of_the_tickets_that_need_it():
     lost = {"stage": "imp", "source": "adversarial", "seed": 2, "round": 2, "method": "imp", "status": "failed"}
     found = verdict.tests(pd.concat([runs, pd.DataFrame([lost])]), MARGINS)
     assert found["failed"].tolist() == [0, 0, 1, 1] and found["answer"].tolist() == ["double-win"] * 2 + ["not"] * 2
+
+
+def test_a_failed_round_of_imp_is_a_miss_of_what_is_made_of_its_mask():
+    imp = table(EQUAL, EQUAL, EQUAL, seeds=4)
+    lost = {"stage": "imp", "method": "imp", "source": "adversarial", "seed": 2, "round": 3, "status": "failed"}
+    for method in ("imp", "shuffled", "crossed@adversarial", "oneshot"):
+        runs = imp.assign(method=method, source="standard" if "@" in method else "adversarial")
+        found = verdict.tests(pd.concat([runs, pd.DataFrame([lost])]), MARGINS, method=method).set_index("round")
+        assert found["failed"].tolist() == [int(k > 3 and method != "oneshot") for k in ROUNDS if k], method
 
 
 def test_a_source_with_one_round():

@@ -205,7 +205,8 @@ def subset(labels: Tensor, fraction: float, how: str, seed: int = 0, allow_empty
             random images, one of 100 classes is missing on average.
 
     Raises:
-        DwlthError: for a fraction outside (0, 1], for an unknown `how`, and for a class left without images.
+        DwlthError: for a fraction outside (0, 1], or too small for one image; for an unknown `how`; and for a class
+            left without images.
     """
     if how == "balanced":
         return balanced_subset(labels, fraction, seed)
@@ -221,6 +222,10 @@ def subset(labels: Tensor, fraction: float, how: str, seed: int = 0, allow_empty
         raise DwlthError(
             f"fraction {fraction:g} of the training data, {how}: {count} of {total} images, and none of class "
             f"{missing}: give {enough:g} or more, or take a balanced subset"
+        )
+    if not count:
+        raise DwlthError(
+            f"fraction {fraction:g} of the training data: none of {total} images: give {1 / total:g} or more"
         )
     return sorted(order[:count].tolist())
 

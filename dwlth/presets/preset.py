@@ -93,6 +93,9 @@ class Preset:
         }
         for name, (fine, what) in right.items():
             check(name, getattr(self, name), fine, what)
+        check(
+            "bn of the evaluation", self.evaluation.bn, self.evaluation.bn == "eval", "eval: as networks are measured"
+        )
         if self.evaluation.targeted:
             raise DwlthError("evaluation: a targeted attack takes targets, but tests give the true labels")
         for method in self.methods:

@@ -45,7 +45,7 @@ def _cpu() -> str:
 
 @cache
 def _commit() -> str:
-    """The commit of the checkout this package runs from, with a + where it has changes; empty outside a checkout."""
+    """The commit of the checkout this package runs from, with a + where it has changes; empty without git."""
     here = Path(__file__).resolve().parents[2]
     if not (here / ".git").exists():
         return ""
@@ -53,4 +53,6 @@ def _commit() -> str:
     def git(*args: str) -> str:
         return subprocess.run(["git", "-C", here, *args], capture_output=True, text=True).stdout.strip()
 
-    return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "--", "dwlth") else "")
+    with contextlib.suppress(OSError):
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "--", "dwlth") else "")
+    return ""

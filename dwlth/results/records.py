@@ -57,7 +57,8 @@ def read_table(path: Path | str) -> pd.DataFrame:
     if not content.endswith(b"\n"):
         raise DwlthError(f"{path}: not a table of results, or a truncated one: it does not end with a whole line")
     try:
-        table = pd.read_csv(io.BytesIO(content))
+        # a commit such as 79047530e450 is no number
+        table = pd.read_csv(io.BytesIO(content), dtype={"id": str, "commit": str})
         lines = list(csv.reader(io.StringIO(content.decode(), newline="")))
     except (ValueError, csv.Error) as error:
         raise DwlthError(f"{path}: not a table of results: {error}") from None
@@ -100,6 +101,11 @@ def write_table(path: Path, table: pd.DataFrame) -> None:
     together, other programs read the file as any CSV, and no second file can be left behind."""
     if "source_seed" in table:  # as a whole number, whatever pandas made of it
         table = table.assign(source_seed=table["source_seed"].astype(float).astype("Int64"))
+    if "fraction" in table:  # which the id is made of: in full where ten digits are another number, as of 1/3
+        short = table["fraction"].map("{:.10g}".format)
+        table = table.assign(
+            fraction=short.where(short.astype(float) == table["fraction"], table["fraction"].map(repr))
+        )
     text = table.to_csv(index=False, lineterminator="\n", float_format="%.10g")
     header, *lines = csv.reader(io.StringIO(text, newline=""))
     sealed = io.StringIO(newline="")

@@ -241,8 +241,11 @@ def execute(
         found = distributed.together(DO[first.stage], folder, unit, **training)
     except OutOfTime:
         return ["stopped"] * len(unit)
-    except DwlthError as error:  # bad input of this unit: the others go on
-        found = [{"error": str(error), "history": [], "refused": True}] * len(unit)
+    except DwlthError as error:  # bad input: of one member of a stack, or of this run; the others go on
+        if len(unit) > 1:
+            alone = ((run,) for run in unit)
+            return [end for run in alone for end in execute(folder, deadline, command, progress, run, on_epoch)]
+        found = [{"error": str(error), "history": [], "refused": True}]
     seconds = (time.monotonic() - began) / len(unit)
     ends = ["failed" if "error" in result else "ok" for result in found]
     for run, status, result in zip(unit, ends, map(dict, found)):
