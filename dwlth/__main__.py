@@ -264,11 +264,12 @@ def _ticket(args) -> tuple[Folder, Run]:
 
 def _command(args) -> str:
     """The command to put into records; without the folder, which may be a path of this machine."""
-    words = [f"python -m dwlth {args.name} {args.preset}"]
+    words = ["python", "-m", "dwlth", args.name, args.preset]
     for name in ("seeds", "source", "stage", "set"):
         value = getattr(args, name, None)
-        words += [f"--{name} {item}" for item in (value if isinstance(value, list) else [value]) if item is not None]
-    return " ".join(words)
+        for item in value if isinstance(value, list) else [value]:
+            words += [f"--{name}", str(item)] if item is not None else []
+    return shlex.join(words)
 
 
 def _verdict_command(args) -> str:

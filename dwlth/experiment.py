@@ -3,6 +3,7 @@
 This is the top layer: nothing of the method imports it.
 """
 
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -64,7 +65,11 @@ class Experiment:
         self.folder = Folder(override(preset, settings), results, data, machine.this_machine(device)[0])
         torch.set_num_threads(machine.threads(self.preset.network))
         self._stamp, self._table = [], pd.DataFrame()
-        self._command = " ".join(["python -m dwlth run", preset.name, *(f"--set {setting}" for setting in settings)])
+        words = ["python", "-m", "dwlth", "run", preset.name]
+        for option, path in (("results", results), ("data", data)):
+            words += [f"--{option}", place] if (place := _from_the_kit(path)) != option else []
+        words += [word for setting in settings for word in ("--set", setting)]
+        self._command = shlex.join(words) if preset.name in presets.PRESETS else ""
 
     def __repr__(self) -> str:
         return f"Experiment({self.preset.name!r}, results={str(self.folder.root)!r})"
@@ -330,6 +335,12 @@ class Experiment:
         if of := controls.other(method):
             _choose("source", of, self.preset.pretrain)
         _choose("round", round_, range(max(self.preset.rounds) + 1))
+
+
+def _from_the_kit(path: str | Path) -> str:
+    """A folder as a command names it that is given where README.md lies: what is relative belongs there."""
+    whole = Path(path).resolve()
+    return whole.relative_to(report.KIT).as_posix() if whole.is_relative_to(report.KIT) else str(path)
 
 
 def _choose(what: str, value: Any, known: Iterable) -> Any:

@@ -124,7 +124,8 @@ class Given:
     """A source that is not trained here: a checkpoint, as `dwlth.outside.checkpoints` reads it."""
 
     where: str
-    """A path, a URL, `hf:OWNER/REPO/FILE` or `torchvision:WEIGHTS`; see `dwlth.outside.downloads.fetch`."""
+    """A path (at its start, `data/` is the folder of the datasets), a URL, `hf:OWNER/REPO/FILE` or
+    `torchvision:WEIGHTS`; see `dwlth.outside.downloads.fetch`."""
     sha256: str = ""
     """What the file must hash to; empty: not checked."""
     size: int = 0

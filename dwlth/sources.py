@@ -100,7 +100,10 @@ def _half(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _given(given: Given, folder: Folder) -> Classifier:
     """The network in a checkpoint, in front of it the normaliser of its file, or ImageNet's where it has none."""
-    fetch = partial(checkpoints.fetch, given.where, folder.path / "downloads", given.sha256, given.size or None)
+    where = given.where
+    if where.startswith("data/"):
+        where = str(Path(folder.data) / where.removeprefix("data/"))
+    fetch = partial(checkpoints.fetch, where, folder.path / "downloads", given.sha256, given.size or None)
     path = team.current.same(fetch)
     found = checkpoints.read(path, given.unsafe)
     mean, std = (found.mean, found.std) if found.mean else checkpoints.IMAGENET

@@ -9,9 +9,11 @@ import torch
 from PIL import Image
 from torchvision.models import resnet18, resnet50
 
-from dwlth import masks, models, presets, tickets
+from dwlth import masks, models, presets, sources, tickets
 from dwlth.__main__ import main
+from dwlth.errors import DwlthError
 from dwlth.outside import checkpoints
+from dwlth.recipe import Given
 from dwlth.results import Folder, read_table
 from dwlth.running.settings import override
 from dwlth.runs import Run
@@ -137,6 +139,16 @@ def test_a_given_source_of_another_network(paper, tmp_path, capsys, images):
     args += ["--set", f"pretrain.standard.where={tmp_path / 'thousand.pth'}"]
     assert main(["run", *args, *CPU, "--source", "standard"]) == 1
     assert "the source has 1000 classes, but its task folder:up 2" in capsys.readouterr().err
+
+
+def test_a_given_source_in_the_folder_of_the_datasets(paper, tmp_path):
+    preset, _, _, net = paper
+    (tmp_path / "elsewhere").mkdir()
+    torch.save({"state_dict": net.state_dict()}, tmp_path / "elsewhere" / "given.pth.tar")
+    taken = sources._given(Given("data/given.pth.tar"), Folder(preset, tmp_path, tmp_path / "elsewhere"))
+    assert torch.equal(taken.net.conv1.weight, net.conv1.weight)
+    with pytest.raises(DwlthError, match="nowhere.given.pth.tar: no such file"):
+        sources._given(Given("data/given.pth.tar"), Folder(preset, tmp_path, tmp_path / "nowhere"))
 
 
 def test_a_given_source_needs_no_data_of_its_task(paper, tmp_path, capsys):

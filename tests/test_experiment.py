@@ -1,5 +1,6 @@
 """The one object that notebooks hold: it selects, does and reads runs, and hands out what they made by name."""
 
+import dataclasses
 import subprocess
 import sys
 
@@ -12,7 +13,7 @@ from dwlth.experiment import Experiment
 from dwlth.results import read_record
 from dwlth.running import grid, machine
 from dwlth.runs import Run, stream
-from dwlth.show import claims, order
+from dwlth.show import claims, order, report
 
 SETTINGS = ["pretrain.epochs=1", "imp.epochs=1", "transfer.epochs=1", "evaluation.steps=2", "rounds=0,1", "seeds=2"]
 SETTINGS += [f"{stage}.adversarial.attack.steps=2" for stage in ("pretrain", "imp", "transfer")]
@@ -111,10 +112,24 @@ def test_what_is_too_long_is_refused_with_the_command_and_leaves_nothing(empty, 
     assert not empty.have(empty.transfers(), minutes=1e-9)
     said = capsys.readouterr().out
     assert "more than 1e-09 minutes are not begun here" in said
-    assert f"`python -m dwlth run digits --set {' --set '.join(SETTINGS)}`" in said
+    where = f"--results {empty.folder.root} --data {empty.folder.data}"
+    assert f"`python -m dwlth run digits {where} --set {' --set '.join(SETTINGS)}`" in said
     assert not empty.have(empty.runs(stage="imp"), files=True, minutes=1e-9)  # done or not, the files are wanted
     assert "`experiment.have(..., files=True, minutes=1e6)` does them" in capsys.readouterr().out
     assert not empty.folder.path.exists()
+
+
+@pytest.mark.parametrize(
+    ("preset", "results", "settings", "command"),
+    [
+        ("digits", "results", [], "python -m dwlth run digits"),
+        ("digits", report.KIT / "results", ["splits=by seed"], "python -m dwlth run digits --set 'splits=by seed'"),
+        ("digits", report.KIT / "quickstart", [], "python -m dwlth run digits --results quickstart"),
+        (dataclasses.replace(presets.get("digits"), name="mine"), "results", [], ""),
+    ],
+)
+def test_the_command_that_goes_on_is_one_that_a_shell_takes(preset, results, settings, command):
+    assert Experiment(preset, results, settings=settings)._command == command
 
 
 def test_missing_images_are_said(tmp_path, capsys):

@@ -476,3 +476,13 @@ def test_a_disk_is_told_to_keep_each_file_and_its_name(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "replace", lambda *args: (flushed.append("renamed"), replace_(*args)))
     files.write_json(tmp_path / "folder" / "a.json", {})
     assert flushed[0].startswith(".a.json.") and flushed[1:] == ["renamed", "folder"]
+
+
+def test_a_preset_of_the_same_name_that_goes_back_to_a_default_is_another_one(copy, capsys):
+    changed = replace(copy, preset=replace(copy.preset, per_source=4, order="content"))
+    changed.write_preset()
+    assert files.read_json(copy.path / "preset.json", "preset")["per_source"] == 4
+    said, whole = verify(copy)  # both fields are later ones, and left out where they are as before
+    assert "preset.json: of other settings" in said and not whole
+    copy.write_preset()
+    assert "per_source" not in files.read_json(copy.path / "preset.json", "preset")

@@ -205,19 +205,16 @@ class Preset:
 
     def identity(self) -> dict[str, Any]:
         """Every number but those that only say how much is run, as plain JSON values."""
-        extent = (
-            "name",
-            "downstream",
-            "rounds",
-            "fractions",
-            "methods",
-            "seeds",
-            "seeds_at",
-            "margins",
-            "keep_networks",
-            "together",
-        )
-        return {key: value for key, value in plain(self).items() if key not in extent}
+        return {key: value for key, value in plain(self).items() if key not in EXTENT}
+
+    def is_of(self, found: dict[str, Any]) -> bool:
+        """Whether these plain values, of a `preset.json`, have this identity."""
+        return {key: value for key, value in found.items() if key not in EXTENT} == self.identity()
+
+
+EXTENT = {"name", "downstream", "rounds", "fractions", "methods", "seeds", "seeds_at", "margins", "keep_networks"}
+EXTENT |= {"together"}
+"""The fields of a preset that only say how much is run."""
 
 
 def training_attacks(eps: float, step: float) -> dict[str, Attack]:

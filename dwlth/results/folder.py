@@ -115,7 +115,7 @@ class Folder:
         path = self.path / "preset.json"
         if path.exists():
             try:
-                if read_preset(path).items() >= self.preset.identity().items():
+                if self.preset.is_of(read_preset(path)):
                     return
             except DwlthError as error:
                 set_aside(path, error)

@@ -55,7 +55,7 @@ def verify(folder: Folder, files: bool = False) -> tuple[str, bool]:
         return None
 
     def of_preset(path: Path) -> str | None:
-        return None if read_preset(path).items() >= preset.identity().items() else "of other settings"
+        return None if preset.is_of(read_preset(path)) else "of other settings"
 
     ends = {
         **{folder.source(run): run for run in runs.values() if run.stage == "pretrain"},
