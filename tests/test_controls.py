@@ -327,6 +327,23 @@ def test_the_shares_of_a_crossing_are_those_of_an_analysis_of_variance():
     assert found[:4] == pytest.approx(expected) and found.sum() == pytest.approx(1)
 
 
+@pytest.mark.parametrize("seeds", [3, 10])
+def test_the_intervals_of_the_shares_hold_them(seeds):
+    rng, sources = np.random.default_rng(0), np.array([-1, 0, 1])
+    match = np.array([[1, -1, 0], [-1, 2, -1], [0, -1, 1]]) * 0.5
+    match = match - match.mean(0) - match.mean(1)[:, None] + match.mean()
+
+    def tables(count, seeds):
+        of_seeds, rest = rng.standard_normal((count, seeds, 1, 1)), rng.standard_normal((count, seeds, 3, 3))
+        return 2 * sources[:, None] + sources + match + of_seeds + rest
+
+    true, held = crossing.shares(tables(1, 4000))[0], []
+    for cells in tables(400, seeds):
+        low, high = crossing.jackknife(cells)
+        held.append((low <= true) & (true <= high))
+    assert (np.mean(held, 0)[:3] > 0.91).all() and (np.mean(held, 0) > 0.83).all()
+
+
 @pytest.mark.parametrize("fraction", [1.0, 0.1])
 def test_what_matters_more_is_said(fraction):
     table = planted(of_weights, fraction=fraction)
@@ -369,6 +386,12 @@ def test_the_pictures_show_the_numbers(tmp_path):
     assert [label.get_text() for label in heat.axes[0].get_yticklabels()] == ["Standard", "Adversarial"]
     trained = pictures.draw_crossing(table, "digits5-9", kind="trained")
     assert trained.axes[0].texts[1].get_text() == "70.0\n± 2.0"
+    one = pictures.draw_crossing(table[table["seed"] == 1], "digits5-9")
+    assert one.axes[0].texts[0].get_text() == "71.0" and one.get_suptitle().endswith("100 % of its data: one seed")
+    shuffled, adversarial = (table["method"] == "shuffled", table["source"] == "adversarial")
+    begun = table[~(shuffled & adversarial & (table["regime"] == "adversarial"))]  # a run under way
+    drawn = [len(panel.lines) for panel in pictures.draw_controls(begun, "digits5-9").axes]
+    assert drawn == [3, 2, 2]  # a line at 0 and a point for each source
     dots = pictures.draw_controls(table, "digits5-9").axes[0].lines
     assert [line.get_xdata()[0] for line in dots[:2]] == pytest.approx([3.0, 3.0])
     way = pictures.draw_connectivity(table, "digits5-9").axes[0]

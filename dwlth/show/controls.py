@@ -1,6 +1,6 @@
 """Mask or weights? The pictures: what `dwlth.show.crossing` finds in a table, and the way between two trainings.
 
-Intervals are of 95 %: of means over the seeds Student's t, of shares the bootstrap over the seeds.
+Intervals are of 95 %: of means over the seeds Student's t, of shares the jackknife over the seeds.
 """
 
 from collections.abc import Collection
@@ -39,6 +39,7 @@ def draw_crossing(table: pd.DataFrame, downstream: str, fraction: float | None =
     sparsity = sparsity_by_round(table)
     figure = Picture(figsize=(WIDTH, 0.9 + (0.6 + 0.7 * len(names[0])) * len(rounds)), layout="constrained")
     grid = figure.subplots(len(rounds), len(CRITERIA), squeeze=False)
+    seeds = found["seed"].nunique()
     labels = [[SOURCES.get(name, name).replace(" ", "\n") for name in of] for of in names]
     for line, round_ in zip(grid, rounds):
         for panel, criterion in zip(line, CRITERIA):
@@ -46,7 +47,8 @@ def draw_crossing(table: pd.DataFrame, downstream: str, fraction: float | None =
             top, bottom = (end(found.groupby(["round", "weights", "mask"])[criterion].mean()) for end in (max, min))
             means = cells.mean().unstack().loc[names[0], names[1]]
             half = cells.agg(lambda values: interval(values)[1] - values.mean()).unstack().loc[names[0], names[1]]
-            texts = [[f"{m:.1f}\n± {h:.1f}" for m, h in zip(*row)] for row in zip(means.to_numpy(), half.to_numpy())]
+            spread = "\n± {:.1f}" if seeds > 1 else ""
+            texts = [[f"{m:.1f}{spread.format(h)}" for m, h in zip(*row)] for row in zip(means.values, half.values)]
             where = {"xticklabels": labels[1], "yticklabels": labels[0], "square": True, "linewidths": 1, "ax": panel}
             where |= {"vmin": min(bottom, top - 10), "vmax": top}
             sns.heatmap(means, cmap="mako_r", annot=np.array(texts), fmt="", cbar=False, **where)
@@ -55,10 +57,8 @@ def draw_crossing(table: pd.DataFrame, downstream: str, fraction: float | None =
         line[0].set_ylabel(f"{100 * sparsity[round_]:.4g} % pruned\nSource of the weights")
     for panel, criterion in zip(grid[0], CRITERIA):
         panel.set_title(f"{criterion} (%)")
-    seeds = found["seed"].nunique()
-    figure.suptitle(
-        f"{downstream}, {percent(found['fraction'].iloc[0])} of its data: means over {seeds} seeds, 95 % intervals"
-    )
+    of = f"means over {seeds} seeds, 95 % intervals" if seeds > 1 else "one seed"
+    figure.suptitle(f"{downstream}, {percent(found['fraction'].iloc[0])} of its data: {of}")
     return figure
 
 
@@ -88,7 +88,9 @@ def draw_variance(table: pd.DataFrame, downstream: str, fraction: float | None =
         panel.grid(axis="x", visible=False)
     panels[0].set_ylabel("Share of the spread (%)")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(rounds))
-    figure.suptitle(f"What the spread of the crossing is due to, {downstream} (bars: 95 % intervals)")
+    of = crossed(table, downstream, fraction, kind)
+    seeds = f"{percent(of['fraction'].iloc[0])} of its data, {of['seed'].nunique()} seeds"
+    figure.suptitle(f"What the spread of the crossing is due to, {downstream}, {seeds} (bars: 95 % intervals)")
     return figure
 
 
@@ -114,7 +116,8 @@ def draw_controls(
     for panel, criterion in zip(panels, CRITERIA):
         for i, (source, look) in enumerate(looks.items()):
             of = found[(found["source"] == source) & (found["criterion"] == criterion)].groupby("method")["points"]
-            ends = {name: interval(values) for name, values in of}
+            if not (ends := {name: interval(values) for name, values in of}):
+                continue  # a run under way has other criteria only
             places = [methods.index(name) + 0.2 * (i - (len(looks) - 1) / 2) for name in ends]
             panel.hlines(places, *zip(*ends.values()), color=look.colour, linewidth=1.4)
             panel.plot(of.mean()[list(ends)], places, look.marker, color=look.colour, markersize=5)
@@ -124,9 +127,10 @@ def draw_controls(
     panels[0].set_ylim(len(methods) - 0.5, -0.5)
     legend(figure, *([Line2D([], [], **look.line | {"linestyle": "none"})] for look in looks.values()))
     sparsity = sparsity_by_round(table)[round_]
+    bars = "bars: 95 % intervals; without a bar: one seed"
     figure.suptitle(
         f"Other tickets against IMP's of the same source and seed, {100 * sparsity:.4g} % pruned\n"
-        f"({downstream}, {percent(found['fraction'].iloc[0])} of its data; bars: 95 % intervals)"
+        f"({downstream}, {percent(found['fraction'].iloc[0])} of its data; {bars})"
     )
     return figure
 

@@ -1,6 +1,6 @@
 """Mask or weights? What the controls of `dwlth.controls` say, from the table alone.
 
-Intervals are of 95 %: of means over the seeds Student's t, of shares the bootstrap over the seeds.
+Intervals are of 95 %: of means over the seeds Student's t, of shares the jackknife over the seeds.
 """
 
 from collections.abc import Iterator
@@ -55,15 +55,15 @@ def variance(
     downstream: str,
     fraction: float | None = None,
     kind: str = "crossed",
-    draws: int = 2000,
 ) -> pd.DataFrame:
     """How much of the spread of `crossed` is due to what: an analysis of variance with the seeds as blocks.
 
     Returns:
         A row for each round, criterion and part: `share` of the sum of squares (fractions in [0, 1], 1 in all), and
-        the bounds `low` and `high` of its interval. The parts are `weights`, `mask`, `match` (that a mask suits the
-        weights it was found with, or any others: their interaction), `seeds`, and `rest`, which is chance. By chance
-        alone weights and mask would have (sources - 1) / (seeds * sources^2 - 1) each, with 10 seeds and 3 sources 2 %.
+        the bounds `low` and `high` of its interval (`jackknife`). The parts are `weights`, `mask`, `match` (that a mask
+        suits the weights it was found with, or any others: their interaction), `seeds`, and `rest`, which is chance. By
+        chance alone weights and mask would have (sources - 1) / (seeds * sources^2 - 1) each, with 10 seeds and 3
+        sources 2 %.
 
     Raises:
         NotYet: as of `crossed`, and for fewer than 2 seeds.
@@ -73,9 +73,7 @@ def variance(
     for round_, criterion, cells in _cells(found):
         if len(cells) < 2:
             raise NotYet("one seed has no spread: `python -m dwlth run PRESET --seeds 10` makes more")
-        chosen = np.random.default_rng(0).integers(len(cells), size=(draws, len(cells)))
-        seen, drawn = shares(cells[None])[0], shares(cells[chosen])
-        low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
+        seen, (low, high) = shares(cells[None])[0], jackknife(cells)
         for i, part in enumerate(PARTS):
             row = {"round": round_, "criterion": criterion, "part": part}
             rows.append(row | {"share": seen[i], "low": low[i], "high": high[i]})
@@ -104,6 +102,17 @@ def shares(cells: np.ndarray) -> np.ndarray:
     parts = (of_weights, of_mask, of_match, of_seeds, rest)
     squares = np.stack([np.broadcast_to(part**2, cells.shape).sum((1, 2, 3)) for part in parts], 1)
     return squares / np.maximum(squares.sum(1, keepdims=True), 1e-12)
+
+
+def jackknife(cells: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The bounds ([5] each) of 95 % intervals of the `shares` of values [seeds, weights, masks]. Each seed is left out
+    in turn, and Student's t is taken of the pseudo-values (Tukey, 1958) of the arcsine of a share's root. In simulated
+    tables of 3 and 10 seeds such an interval held the true share in 87 to 97 of 100 (tests/test_controls.py); the
+    bootstrap, which draws the seeds anew, did in 0 to 92."""
+    angle, n = lambda values: np.arcsin(np.sqrt(shares(values))), len(cells)
+    rest = angle(np.stack([np.delete(cells, seed, 0) for seed in range(n)]))
+    _, _, low, high = bounds(n * angle(cells[None]) - (n - 1) * rest, 0.975)
+    return np.sin(low.clip(0)) ** 2, np.sin(high.clip(0, np.pi / 2)) ** 2
 
 
 def against_imp(table: pd.DataFrame, downstream: str, fraction: float | None = None) -> pd.DataFrame:

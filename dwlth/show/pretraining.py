@@ -56,7 +56,8 @@ def pretraining(table: pd.DataFrame) -> Figure:
         sparsity_axis(panel, sparsity_by_round(runs))
         panel.set(title=f"{metric.upper()}, pre-training task", ylabel=f"{metric.upper()} (%)")
     legend(figure, *zip(style.handles(looks)))
-    figure.suptitle("Each round of IMP, on the pre-training task (band: one standard error over seeds)")
+    band = " (band: one standard error over seeds)" if runs["seed"].nunique() > 1 else " (one seed)"
+    figure.suptitle(f"Each round of IMP, on the pre-training task{band}")
     return figure
 
 
@@ -102,6 +103,7 @@ def gain(table: pd.DataFrame, downstream: str, *rounds: int) -> Figure:
         line[0].set_ylabel(f"{networks}:\ngain (points)")
     legend(figure, *([Line2D([], [], **look.line | {"linestyle": "none"})] for look in looks.values()))
     figure.suptitle(
-        f"Gain over standard pre-training with the same seed, {downstream} (bars: 95 % confidence interval)"
+        f"Gain over standard pre-training with the same seed, {downstream}\n"
+        "(bars: 95 % confidence interval; without a bar: one seed)"
     )
     return figure
