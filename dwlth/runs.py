@@ -43,6 +43,11 @@ def stream(seed: int, *names: object) -> int:
     return int.from_bytes(digest[:8], "little") >> 1
 
 
+def percent(fraction: float) -> str:
+    """A fraction in percent: "10%", "0.5%"."""
+    return f"{100 * fraction:.4g}%"
+
+
 @dataclass(frozen=True)
 class Run:
     """One unit of work, and one record.
@@ -99,7 +104,7 @@ class Run:
     def __str__(self) -> str:
         words = [self.stage, self.source]
         if self.downstream:
-            words += ["to", self.downstream, self.regime, f"{self.fraction:.0%}", self.method]
+            words += ["to", self.downstream, self.regime, f"{percent(self.fraction)}", self.method]
         if self.stage == "imp" and self.method != "imp":
             words += [self.method]
         if self.stage != "pretrain":

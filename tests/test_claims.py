@@ -235,3 +235,20 @@ def test_the_sparsest_ticket_is_found_where_the_two_sided_interval_ends_the_sequ
     assert [verdict(runs, MARGINS, level=level)["round"].item() for level in (0.95, 0.975)] == [2, 0]
     found = scoreboard(runs, MARGINS).iloc[EXIST]
     assert found["answer"] == "supported" and found["effect"].startswith("adversarial, 36.00%")
+
+
+def test_what_is_said_of_fractions_leaves_out_what_is_not_there():
+    runs = planted(lambda *_: 5.0, fractions=(1.0, 0.005)).assign(status="ok")
+    whole = report.of_fractions(runs, "digits5-9")
+    assert whole.count("RA after adversarial transfer by +") == whole.count("SA after standard transfer by +") == 2
+    assert "With 0.5% of the data" in whole
+    part = report.of_fractions(runs[runs["regime"] == "standard"], "digits5-9")
+    assert part.count("changes SA after standard transfer by +") == 2 and "RA" not in part
+
+
+def test_the_last_screen_shows_the_data_that_the_scoreboard_rests_on():
+    runs = planted(lambda *_: 5.0).assign(status="ok")
+    begun = runs[(runs["fraction"] == 0.1) | (runs["seed"] == 0)]
+    folder = Folder(presets.get("digits"), "quickstart-of-a-test")
+    for table, with_ in ((runs, "100%"), (begun, "10%")):
+        assert f"ticket with {with_} of the data, by pre-training" in report.screen(table, folder, "verdict")

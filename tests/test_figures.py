@@ -247,6 +247,14 @@ def test_the_papers_points_are_marked_as_such(runs):
     assert paper.get_offsets()[:, 1].tolist() == [10, 10, 11] and len(paper.get_facecolors()) == 0
 
 
+def test_the_papers_points_stand_at_all_the_data_or_nowhere(runs):
+    few = runs[(runs["fraction"] == 1) & (runs["round"] <= 6)]
+    panel = figures.double_wins(few, "CIFAR-10", MARGINS, paper=True).axes[0]
+    assert panel.get_ylim()[1] > 11  # where the paper's are
+    tenth = figures.double_wins(few.assign(fraction=0.1), "CIFAR-10", MARGINS, paper=True)
+    assert not any("another scale" in text.get_text() for text in tenth.legends[0].texts)
+
+
 def test_histories_show_what_was_measured():
     history = [{"epoch": e, "accuracy": 0.5, "val_sa": 0.9 if e else None, "val_ra": None} for e in range(3)]
     accuracy, sa, ra = pretraining.histories({"adversarial": history}).axes

@@ -407,6 +407,14 @@ def test_the_report_is_whole():
     assert "RA, standard" in ours and "Double-win tickets exist" in ours and "How sure the order" in ours
     assert "no mean difference from the dense network is below -1 points" in report.report(runs, preset, "mean", 1.0)
     assert "judged too" in report.report(runs, preset, all_four=True)
+    assert "by the paired rule and the three criteria" not in ours
+    assert "by the paired rule and the three criteria" in report.report(runs, preset, all_four=True)
+    up_to = 4  # a ticket that loses 1.5 points ends the sequence of means, and not that of the paired rule's margins
+    dip = table(falls_after(up_to, by=1.5), EQUAL, EQUAL, seeds=4, rounds=range(8))
+    means = report.report(dip, override(preset, ["margins.sa=3.0"]), "mean", 1.0)
+    tested = means.split("Tests of these tickets")[1].split("What follows")[0].splitlines()[2:]
+    assert [line.split()[2] for line in tested if line] == [f"{1 - 0.8**k:.2%}" for k in range(1, up_to + 2)]
+    assert "answer" not in means.split("Tests of these tickets")[1].split("What follows")[0]
     shared = runs.assign(source_seed=0)
     assert "4 transfer seeds of one source: the spread is that of the transfer" in report.report(shared, preset)
     assert "1 run failed (diverged): it counts against its ticket" in report.report(failed(runs[:80], 0, 3), preset)

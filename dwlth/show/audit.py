@@ -68,6 +68,8 @@ def draw_audit(found: pd.DataFrame) -> Figure:
         line[0].set_ylabel("Accuracy (%)")
     for panel in grid.flat[len(titles) :]:
         panel.set_axis_off()
+    seeds = ", ".join(map(str, sorted(found["seed"].unique())))
+    figure.suptitle(f"Networks after adversarial transfer, seed {seeds}: other radii of the attack, and corruptions")
     figure.legend(handles=grid.flat[0].get_lines(), loc="outside lower center", ncols=3)
     return figure
 

@@ -14,6 +14,7 @@ import pandas as pd
 
 from dwlth.errors import DwlthError, NotYet
 from dwlth.results import Folder, ended
+from dwlth.runs import percent
 from dwlth.show.crossing import against_imp, crossed
 from dwlth.show.order import resampled
 from dwlth.verdict import CRITERIA, bounds, tests, transfers, verdict
@@ -93,11 +94,11 @@ def scoreboard(
     much = fractions[0] if fractions else all_[0] if all_ else 1.0
     scarce = [fraction for fraction in sorted(counts, reverse=True) if fraction < 1 and fraction in SCARCE]
     place = re.sub(r"[^\w.-]", "-", tasks[0]) if tasks else "task"  # as `dwlth.show.figures` names its files
-    few = " and ".join(f"{fraction:.0%}" for fraction in scarce or SCARCE)
+    few = " and ".join(map(percent, scarce or SCARCE))
     dense, tickets = _dense(gain), _mean_of_tickets(gain)
     name = robust.replace("_", " ").capitalize()
     lack = f"no transfers of {robust} and standard sources with the same seed in the table" if gain.empty else ""
-    at_few = {f"{fraction:.0%}: " if len(scarce) > 1 else "": _at(tickets, fraction) for fraction in scarce}
+    at_few = {f"{percent(fraction)}: " if len(scarce) > 1 else "": _at(tickets, fraction) for fraction in scarce}
     grown = {"": _at(dense, fractions[-1]) - _at(dense, much)} if len(fractions) > 1 else {}
     answers = {
         "Double-win tickets exist": _exist(table, margins, much),

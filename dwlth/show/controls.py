@@ -127,7 +127,7 @@ def draw_controls(
     panels[0].set_ylim(len(methods) - 0.5, -0.5)
     legend(figure, *([Line2D([], [], **look.line | {"linestyle": "none"})] for look in looks.values()))
     sparsity = sparsity_by_round(table)[round_]
-    bars = "bars: 95 % intervals; without a bar: one seed"
+    bars = "bars: 95 % intervals; a mark alone: one seed, or a bar within the mark"
     figure.suptitle(
         f"Other tickets against IMP's of the same source and seed, {100 * sparsity:.4g} % pruned\n"
         f"({downstream}, {percent(found['fraction'].iloc[0])} of its data; {bars})"

@@ -129,6 +129,9 @@ def differences(table: pd.DataFrame, downstream: str, fraction: float, margins: 
             panel.axhline(0, color="0.3", linestyle="--", linewidth=0.8)
             panel.vlines(of["round"], low, high, color=look.colour, linewidth=1.5)
             _marks(panel, of, points.fillna(-edge), look)  # where all runs failed
+            for end, arrow in ((-edge, "v"), (edge, "^")):
+                out = of["round"][points.fillna(-edge) == end]
+                panel.plot(out, [1.12 * end] * len(out), arrow, color=look.colour, markersize=4, linestyle="none")
             sparsity_axis(panel, sparsity)
             panel.set_xlabel("")
         line[0].set_ylabel(look.label)
@@ -138,7 +141,7 @@ def differences(table: pd.DataFrame, downstream: str, fraction: float, margins: 
     figure.supylabel("Ticket minus dense network (points)", fontsize="medium")
     figure.suptitle(
         f"Tickets minus the dense network of the same seed, {downstream} with {percent(fraction)} of its data\n"
-        "(what differs by more than 5 margins, and a ticket whose runs all failed, stands at the edge)"
+        "(arrows: it differs by more than 5 margins, or all of its runs failed)"
     )
     legend(figure, _answers(found), _levels(found, Line2D([], [], color="0.35", linewidth=1.5)))
     return figure
@@ -156,13 +159,15 @@ def double_wins(table: pd.DataFrame, downstream: str, margins: Margins, paper: b
         NotYet: if there is no verdict on this task.
     """
     found = verdict.verdict(table[(table["downstream"] == downstream) | (table["stage"] == "imp")], margins)
-    theirs = pd.read_csv(PAPER) if paper and PAPER.exists() else pd.DataFrame(columns=["downstream"])
+    theirs = (
+        pd.read_csv(PAPER) if paper and PAPER.exists() else pd.DataFrame(columns=["downstream", "round", "sparsity"])
+    )
     same = theirs["downstream"].str.replace("-", "").str.lower() == downstream.replace("-", "").lower()
-    theirs = theirs[same] if same.any() else theirs
+    fractions = sorted(found["fraction"].unique(), reverse=True)
+    theirs = (theirs[same] if same.any() else theirs)[: None if fractions[0] == 1 else 0]  # all the data
     looks = style.of_sources(found["source"])
     figure = Picture(figsize=(WIDTH, 4.2), layout="constrained")
     panel = figure.subplots()
-    fractions = sorted(found["fraction"].unique(), reverse=True)
     shift = dict(zip(looks, np.linspace(-0.25, 0.25, len(looks)) if len(looks) > 1 else [0]))  # side by side
     for source, look in looks.items():
         of = found[found["source"] == source]
@@ -184,7 +189,7 @@ def double_wins(table: pd.DataFrame, downstream: str, margins: Margins, paper: b
         extra += [Line2D([], [], marker=shape, markersize=10, color="none", mfc="none", mec="black", label=label)]
     panel.set(xlabel="Downstream training data", ylabel="Sparsity of the sparsest\ndouble-win ticket (%)")
     panel.set_xticks(range(len(fractions)), map(percent, fractions))
-    sparsity = sparsity_by_round(table[table["stage"] == "transfer"])
+    sparsity = sparsity_by_round(theirs) | sparsity_by_round(table[table["stage"] == "transfer"])
     rounds, labels = ticks(sparsity)
     panel.set_yticks(rounds, ["0 (dense)", *labels[1:]])
     panel.set_ylim(-0.5, max(sparsity) + 1)
@@ -301,8 +306,9 @@ def _marks(panel: Axes, of: pd.DataFrame, y: pd.Series, look: Look, x: str = "ro
 
 
 def _star(look: Look) -> dict:
+    """Behind the marks of other sources, which it would hide."""
     edge = {"mec": "black", "mew": 0.7}
-    return edge | {"marker": "*", "color": look.colour, "markersize": 14, "linestyle": "none", "zorder": 5}
+    return edge | {"marker": "*", "color": look.colour, "markersize": 14, "linestyle": "none", "zorder": 3.9}
 
 
 GREY = Look("", "0.35", "o", "")

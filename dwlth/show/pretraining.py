@@ -104,6 +104,6 @@ def gain(table: pd.DataFrame, downstream: str, *rounds: int) -> Figure:
     legend(figure, *([Line2D([], [], **look.line | {"linestyle": "none"})] for look in looks.values()))
     figure.suptitle(
         f"Gain over standard pre-training with the same seed, {downstream}\n"
-        "(bars: 95 % confidence interval; without a bar: one seed)"
+        "(bars: 95 % confidence interval; a mark alone: one seed, or a bar within the mark)"
     )
     return figure

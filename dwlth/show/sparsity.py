@@ -25,8 +25,7 @@ PANELS = {"smaller": "File (times smaller)", "dead": "Channels gone (%)", "saved
 @torch.no_grad()
 def savings(folder: Folder, seed: int = 0, of: tuple[str, int] | None = None) -> pd.DataFrame:
     """A row for each source of this seed and each of its tickets of IMP on disk, or for the one `of` this source and
-    round: `source`, `round`, `sparsity`, and of the source's weights under
-    that mask
+    round: `source`, `round`, `sparsity`, and of the source's weights under that mask
 
     - `smaller`: how many times fewer bytes than the dense network they take (`packed_bytes`)
     - `dead`: the part of the channels that `dwlth.fast.shrink` removes for inference, in percent
@@ -68,8 +67,9 @@ def draw_savings(found: pd.DataFrame) -> Figure:
     for panel, (column, title) in zip(figure.subplots(1, len(PANELS)), PANELS.items()):
         style.lines(panel, found, "round", column, "source", looks)
         sparsity_axis(panel, sparsity_by_round(found))
-        panel.set(title=title, ylabel="", xlabel="Sparsity (%)", ylim=(0, 100 if "%" in title else None))
+        panel.set(title=title, ylabel="", xlabel="Sparsity (%)", ylim=(-3, 100) if "%" in title else (0, None))
     legend(figure, *zip(style.handles(looks)))
+    figure.suptitle("What sparsity buys: the weights of each source under its tickets by IMP (one seed)")
     return figure
 
 

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from dwlth.errors import DwlthError, NotYet
 from dwlth.results import KEY, Folder
-from dwlth.show import figures
+from dwlth.show import figures, style
 
 DRAWING = threading.RLock()  # matplotlib is not safe on several threads at once
 
@@ -171,7 +171,7 @@ def show(box: ipw.VBox, *parts: Any) -> None:
 
 def percent(fractions: Iterable[float]) -> dict[str, float]:
     """Options of `choose`: fractions of the data."""
-    return {f"{100 * fraction:.4g} %": fraction for fraction in fractions}
+    return {style.percent(fraction): fraction for fraction in fractions}
 
 
 def sparsities(sparsity: Mapping[int, float]) -> dict[str, int]:
