@@ -123,7 +123,7 @@ def _select(args) -> tuple[Folder, list[Run]]:
         folder = replace(folder, preset=replace(folder.preset, seeds=args.seeds, seeds_at={}))
     for kind, wanted, known in (
         ("source", args.source, folder.preset.pretrain),
-        ("stage", getattr(args, "stage", None), STAGES),
+        ("stage", getattr(args, "stage", None), STAGES[:3]),
     ):
         for name in wanted or ():
             if name not in known:
@@ -233,7 +233,8 @@ def verify_folder(args) -> int:
 
 
 def draw(args) -> int:
-    print(*_draw(_folder(args)), sep="\n")
+    drawn = _draw(_folder(args))
+    print(*drawn or ["no figure: no run that one needs is done yet"], sep="\n")
     return 0
 
 
@@ -250,6 +251,7 @@ def import_ticket(args) -> int:
 
 def export_ticket(args) -> int:
     tickets.export_reference(args.file, *_ticket(args), args.init, args.legacy)
+    print(args.file)
     return 0
 
 

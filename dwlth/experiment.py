@@ -306,11 +306,11 @@ class Experiment:
 
     def audit(self) -> pd.DataFrame:
         """What `python -m dwlth audit PRESET` found: a row for each check, a column for each network."""
-        return audit.checks(audit.read_audit(self.folder))
+        return audit.checks(self.folder.audit())
 
     def robustness(self) -> Figure:
         """The audited networks under attacks of other radii, and under corruptions."""
-        return audit.draw_audit(audit.read_audit(self.folder))
+        return audit.draw_audit(self.folder.audit())
 
     def savings(self, seed: int = 0) -> Figure:
         """What the sparsity of IMP's tickets buys: smaller files, and channels that can be removed."""

@@ -147,6 +147,12 @@ def verdict(
     return pd.DataFrame(rows).astype({"next_round": "Int64"})
 
 
+def with_most_data(found: pd.DataFrame) -> pd.DataFrame:
+    """The rows of a verdict with the largest fraction of the data that has several seeds, or else any."""
+    several = found[found["pairs"] > 1]
+    return found[found["fraction"] == (several if len(several) else found)["fraction"].max()]
+
+
 def transfers(table: pd.DataFrame, downstream: str, fraction: float | None = None) -> pd.DataFrame:
     """The rows of IMP's tickets, and of the dense networks, on a downstream task: with a fraction of its data, or with
     any. Failed runs are left out."""

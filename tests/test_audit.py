@@ -1,6 +1,7 @@
 """The audit flags networks whose robustness is not real, and passes an honest one."""
 
 import json
+import re
 from dataclasses import replace
 
 import pandas as pd
@@ -15,8 +16,9 @@ from dwlth.errors import DwlthError, NotYet
 from dwlth.files import write_json
 from dwlth.recipe import Recipe
 from dwlth.results import Folder
+from dwlth.results.records import write_table
 from dwlth.running.audit import active_test, audit, calibration_error
-from dwlth.show.audit import checks, draw_audit, read_audit
+from dwlth.show.audit import checks, draw_audit
 from dwlth.training import fit_members
 
 ATTACK = Attack(0.15, 0.04, 10)
@@ -128,7 +130,7 @@ def test_the_command_writes_a_table_and_claims(tiny_args, tmp_path, capsys, monk
     assert main(["audit", "digits", *small, *place, "--source", "adversarial", "--seeds", "1"]) == 0
     assert len(threads) == networks  # none is audited twice
     assert before == (table.read_bytes(), (table.parent / "claims.json").read_bytes())
-    found = read_audit(Folder(replace(presets.get("digits"), name=table.parent.name), tmp_path))
+    found = Folder(replace(presets.get("digits"), name=table.parent.name), tmp_path).audit()
     last = found[found["id"] == found["id"].iloc[-1]]
     write_json(table.parent / "claims.json", {"claims": claims[:-1]})  # as if it was stopped before the last
     monkeypatch.setattr("dwlth.running.audit.audit", lambda *_, **named: named["tell"]("all") or last[[*CHECK]])
@@ -137,7 +139,8 @@ def test_the_command_writes_a_table_and_claims(tiny_args, tmp_path, capsys, monk
     (table.parent / "claims.json").unlink()
     assert main(["audit", "digits", *small, *place, "--source", "adversarial", "--seeds", "1", "--workers", "2"]) == 0
     by = ["id", "check"]  # whichever was ready first
-    again = pd.read_csv(table, keep_default_na=False, dtype={"id": str}).sort_values(by, ignore_index=True)
+    again = Folder(replace(presets.get("digits"), name=table.parent.name), tmp_path).audit()
+    again = again.sort_values(by, ignore_index=True)
     pd.testing.assert_frame_equal(again, found.sort_values(by, ignore_index=True), check_dtype=False)
     assert len(threads) == networks  # in processes of their own
     wide = checks(found)
@@ -157,6 +160,32 @@ def test_networks_of_several_seeds_and_tasks_have_columns_of_their_own():
     assert checks(tasks).columns[1].endswith("id a") and len(draw_audit(tasks).axes[0].get_lines()) == 2
 
 
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (lambda text: "", "does not end with a whole line"),
+        (lambda text: "hello\n", "no column 'check'"),
+        (lambda text: text[:-40], "does not end with a whole line"),
+        (lambda text: text.splitlines(keepends=True)[0], "without a row"),
+        (lambda text: "".join(text.splitlines(keepends=True)[:-2]), "network b has 2 of 4 checks"),
+        (lambda text: text.replace("passes", "fails", 1), "line 2 .SA. is not as it was written"),
+    ],
+)
+def test_a_damaged_audit_is_named(spoil, says, tmp_path, capsys):
+    folder = Folder(presets.get("digits"), tmp_path)
+    names = [(id_, check) for id_ in "ab" for check in ("SA", "RA", "more steps", "more restarts")]
+    rows = [{"check": check, "found": "1 %", "honest": "", "verdict": "passes", "id": id_} for id_, check in names]
+    rows = pd.DataFrame(rows).assign(source="standard", sparsity=0.0, seed=0)
+    write_table(folder.path / "audit.csv", rows)
+    pd.testing.assert_frame_equal(folder.audit(), rows, check_dtype=False)
+    path = folder.path / "audit.csv"
+    path.write_text(spoil(path.read_text()))
+    with pytest.raises(DwlthError, match=f"{path}.*{says}.*python -m dwlth audit digits|{path}.*{says}"):
+        folder.audit()
+    assert main(["verify", "digits", "--results", str(tmp_path)]) == 1
+    assert re.search(f"audit.csv.*{says}", capsys.readouterr().out)
+
+
 def test_a_page_without_an_audit_names_the_command(tmp_path):
     with pytest.raises(NotYet, match="python -m dwlth audit digits"):
-        read_audit(Folder(presets.get("digits"), tmp_path))
+        Folder(presets.get("digits"), tmp_path).audit()

@@ -357,6 +357,8 @@ def test_images_that_are_not_there_are_said(tmp_path, capsys, tiny_args):
         (["run", "imagenet"], "unknown preset 'imagenet': choose from digits"),
         (["run", "digits", "--source", "robust"], "unknown source 'robust': choose from standard"),
         (["plan", "digits", "--stage", "train"], "unknown stage 'train': choose from pretrain, imp, transfer"),
+        (["plan", "digits", "--stage", "connect"], "unknown stage 'connect': choose from pretrain, imp, transfer"),
+        (["export", "digits", "x.pth.tar", "--source", "standard", "--round", "2"], "a small_resnet, which the public"),
         (["run", "digits", "--minutes", "0"], "--minutes 0: give a number above 0"),
         (["run", "digits", "--minutes", "nan"], "--minutes nan: give a number above 0"),
         (["run", "digits", "--workers", "0"], "workers is 0"),

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 import torch
 
@@ -13,6 +14,7 @@ from dwlth.evaluation import evaluate
 from dwlth.files import read_tensors
 from dwlth.results import Folder, read_table
 from dwlth.running import cost, grid, machine
+from dwlth.running.settings import override
 from dwlth.runs import Run
 
 
@@ -126,6 +128,19 @@ def test_autoattack_of_the_dense_network_and_the_double_win_ticket(tiny_args, tm
     assert (rows["ra_pgd"] <= rows["sa"]).all() and rows["command"].str.startswith("python -m dwlth autoattack").all()
     assert main(["autoattack", *args]) == 0  # nothing left
     assert "runs ok" not in capsys.readouterr().out
+
+
+def test_autoattack_takes_the_most_data_that_is_asked_for_and_decided():
+    preset = override(presets.get("digits"), ["fractions=1.0,0.1", "seeds=2"])
+    row = {"downstream": "digits5-9", "source": "standard", "round": 4}
+    found = pd.DataFrame([row | {"fraction": fraction, "pairs": 2} for fraction in (1.0, 0.1)])
+    one_seed = found.assign(pairs=[1, 2])
+    for table, settings, fraction in ((found, [], 1.0), (found, ["fractions=0.1"], 0.1), (one_seed, [], 0.1)):
+        runs = grid.for_autoattack(override(preset, settings), table)
+        assert [(run.fraction, run.round, run.seed) for run in runs] == [
+            (fraction, k, s) for k in (0, 4) for s in (0, 1)
+        ]
+    assert grid.for_autoattack(override(preset, ["fractions=0.01"]), found) == []
 
 
 def test_bad_input_of_one_run_fails_that_run_alone(small, tmp_path, monkeypatch):

@@ -25,7 +25,7 @@ from dwlth.__main__ import main
 from dwlth.errors import DwlthError
 from dwlth.files import disk
 from dwlth.outside import checkpoints
-from dwlth.results import Folder, read_table
+from dwlth.results import Folder, read_record, read_table
 from dwlth.results.provenance import _commit
 from dwlth.results.records import write_table
 from dwlth.running import grid
@@ -197,7 +197,7 @@ def test_verify_changes_nothing_and_says_what_is_wrong(copy, capsys):
     args = [copy.preset.name.partition("-")[0], "--results", str(copy.root)]
     text, whole = verify(copy)
     assert whole and "all there, and nothing wrong" in text
-    counts = pd.read_csv(io.StringIO("\n".join(text.splitlines()[:8])), sep=r"\s{2,}", engine="python")
+    counts = pd.read_csv(io.StringIO("\n".join(text.splitlines()[:10])), sep=r"\s{2,}", engine="python")
     assert counts["whole"].sum() > 20 and not counts["without checksum"].any(), text
     run = copy.preset.grid()[-1]
     copy.record(run).unlink()
@@ -463,6 +463,17 @@ def test_numbers_and_names_that_look_like_numbers_survive(copy):
         table = read_table(copy.table)
     assert table["fraction"].tolist() == fractions
     assert table["commit"].tolist() == commits == table["id"].tolist()[::-1]
+
+
+def test_a_table_without_rows_and_a_record_of_no_known_end_are_named(copy, capsys):
+    copy.collect()
+    record = by_kind(copy)["runs"][0]
+    files.write_json(record, files.read_json(record, "record") | {"status": "okk"})
+    with pytest.raises(DwlthError, match=f"{record}: not a record of a run: its status is 'okk'"):
+        read_record(record)
+    copy.table.write_text(copy.table.read_text().splitlines(keepends=True)[0])
+    with pytest.raises(DwlthError, match=f"{copy.table}: a table of results without a row; restore the file"):
+        read_table(copy.table)
 
 
 def test_a_checkout_without_git_records_its_runs(monkeypatch, tmp_path):

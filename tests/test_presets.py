@@ -88,6 +88,8 @@ def test_seeds_at_are_set_as_a_whole():
         ("transfer.attack.targeted=True", "recipe: a targeted attack"),
         ("prune_rate=-0.2", "prune_rate is -0.2"),
         ("fractions=0.0", "fractions is .0.0,.: give numbers above 0"),
+        ("subset=foo", "subset is 'foo': give first, random or balanced"),
+        ("margins.sa=-1", "margins is .*give points for sa and ra, 0 or more"),
         ("rounds=0,-1", "rounds is .0, -1.: give 0"),
         ("methods=best", "unknown method 'best'.*oneshot"),
         ("seeds=0", "seeds is 0"),
@@ -99,6 +101,12 @@ def test_seeds_at_are_set_as_a_whole():
 def test_refuses_bad_settings(setting, message):
     with pytest.raises(DwlthError, match=message):
         override(DIGITS, [setting])
+
+
+def test_what_is_asked_for_twice_is_run_once():
+    twice = override(DIGITS, ["methods=imp,imp", "downstream=digits5-9,digits5-9", "rounds=0,2,2", "fractions=1.0,1.0"])
+    once = override(DIGITS, ["rounds=0,2", "fractions=1.0"])
+    assert sorted(map(str, twice.grid())) == sorted(map(str, once.grid()))
 
 
 def test_nesterov_asks_for_momentum():

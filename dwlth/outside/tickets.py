@@ -61,7 +61,14 @@ def export_reference(file: str | Path, folder: Folder, run: Run, init: bool = Fa
         init: write the pre-trained weights alone instead, as its `--init` reads them. It loads them strictly, into
             torchvision's network of 1000 classes.
         legacy: in the format of before torch 1.6; the public code runs on 1.5.
+
+    Raises:
+        DwlthError: for a network that the public code does not have.
     """
+    if (network := folder.preset.network) not in checkpoints.NETWORKS:
+        raise DwlthError(
+            f"the network is a {network}, which the public code has not: {', '.join(checkpoints.NETWORKS)}"
+        )
     source = sources.load(replace(folder, device="cpu"), run)
     state = source.net.state_dict()
     if init:

@@ -82,12 +82,13 @@ class Preset:
             "together": (self.together >= 1, "1 or more"),
             "per_source": (self.per_source >= 1, "1 or more"),
             "order": (self.order in ("given", "content"), "given or content"),
+            "subset": (self.subset in ("first", "random", "balanced"), "first, random or balanced"),
             "splits": (self.splits in ("fixed", "by seed"), "fixed or by seed"),
             "network": (self.network in NETWORKS, f"one of {', '.join(NETWORKS)}"),
             "rounds": (min(self.rounds) >= 0, "0 (the dense network) or more"),
             "margins": (
                 self.margins.keys() == {"sa", "ra"} and min(self.margins.values()) >= 0,
-                "points for sa and ra",
+                "points for sa and ra, 0 or more",
             ),
             "fractions": (all(0 < fraction <= 1 for fraction in self.fractions), "numbers above 0 and at most 1"),
         }
@@ -133,7 +134,7 @@ class Preset:
         ]
 
     def grid(self) -> list[Run]:
-        """All runs, each after those it needs."""
+        """All runs, once each, after those it needs."""
         ways = {source: [way for way in self.ways() if controls.other(way) != source] for source in self.pretrain}
         seeds_of = {fraction: range(self.seeds_at.get(fraction, self.seeds)) for fraction in self.fractions}
         source_seeds = sorted({seed // self.per_source for seeds in seeds_of.values() for seed in seeds})
@@ -157,7 +158,7 @@ class Preset:
             for downstream in self.downstream
             if method in ways[source] and (method == "imp" or round_ > 0)  # the dense one is the same for all
         ]
-        return runs
+        return list(dict.fromkeys(runs))
 
     def recipe(self, run: Run) -> Recipe | Given:
         """How the network of a run is trained, or where it is from."""

@@ -14,7 +14,7 @@ from dwlth.data import Dataset, load
 from dwlth.errors import DwlthError, NotYet
 from dwlth.files import read_about, read_json, set_aside, sweep, write_json
 from dwlth.presets import Preset
-from dwlth.results.records import KEY, read_record, read_table, row, write_table
+from dwlth.results.records import KEY, read_record, read_rows, read_table, row, write_table
 from dwlth.runs import Run, plain
 
 
@@ -27,7 +27,8 @@ class Folder:
     - `networks/ID.safetensors`: the network that a transfer ended with, where it is kept
     - `runs/ID.json`: the record of a finished (or failed) run
     - `checkpoints/ID.pt`: a training under way
-    - `table.csv`: a row per finished (or failed) run; all that the verdict and the figures read
+    - `table.csv`: a row per finished (or failed) run; the verdict and the curves read nothing else
+    - `audit.csv`, `claims.json`: what an audit found, and the same as RobustBench asks for it
     - `preset.json`: every number of the preset
     - `figures/`
     """
@@ -109,6 +110,25 @@ class Folder:
         the device; see `dwlth.data.load`."""
         split = seed if self.preset.splits == "by seed" else None
         return load(name, self.data, self.preset.order, split).to(self.device)
+
+    def audit(self) -> pd.DataFrame:
+        """`audit.csv`; see `dwlth.running.audit.audit_transfers`.
+
+        Raises:
+            NotYet: if there is none.
+            DwlthError: if it is damaged.
+        """
+        path, command = self.path / "audit.csv", f"`python -m dwlth audit {self.preset.name}`"
+        if not path.exists():
+            raise NotYet(f"no audit in {self.path}: {command} makes it")
+        columns = ["check", "found", "honest", "verdict", "id", "source", "sparsity", "seed"]
+        again = f"restore the file, or delete it and call {command}"
+        found = read_rows(path, "an audit", columns, again, keep_default_na=False)
+        sizes = found.groupby("id").size()
+        if sizes.nunique() > 1:
+            count = f"network {sizes.idxmin()} has {sizes.min()} of {sizes.max()} checks"
+            raise DwlthError(f"{path}: damaged: {count}; {again}")
+        return found
 
     def write_preset(self) -> None:
         """Write `preset.json`, unless it is there with the same numbers: a part of the grid is no other preset."""

@@ -34,6 +34,10 @@ def read_record(path: Path) -> dict[str, Any]:
         raise DwlthError(f"{path}: JSON, but not a record of a run")
     if missing := [name for name in KEY if name not in record["config"]]:  # of an earlier version, without a checksum
         raise DwlthError(f"{path}: not a record of a run: its config has no {missing[0]!r}")
+    if record["status"] not in ("ok", "failed", "refused"):
+        raise DwlthError(
+            f"{path}: not a record of a run: its status is {record['status']!r}, not ok, failed or refused"
+        )
     if path.stem != record["id"] and re.fullmatch("[0-9a-f]{12}", path.stem):
         raise DwlthError(f"{path}: not a record of the run {path.stem}, but of {record['id']}")
     return record
@@ -53,23 +57,7 @@ def read_table(path: Path | str) -> pd.DataFrame:
     path = Path(path)
     if not path.exists():
         raise DwlthError(f"{path}: no results here yet; `python -m dwlth run PRESET` makes them")
-    content = path.read_bytes()
-    if not content.endswith(b"\n"):
-        raise DwlthError(f"{path}: not a table of results, or a truncated one: it does not end with a whole line")
-    try:
-        # a commit such as 79047530e450 is no number
-        table = pd.read_csv(io.BytesIO(content), dtype={"id": str, "commit": str})
-        lines = list(csv.reader(io.StringIO(content.decode(), newline="")))
-    except (ValueError, csv.Error) as error:
-        raise DwlthError(f"{path}: not a table of results: {error}") from None
-    if SEAL in lines[0]:
-        _check_rows(path, lines)
-        table = table.drop(columns=SEAL)
-    elif len(lines) > 1 and re.fullmatch("[0-9a-f]{16}", lines[1][-1]):
-        raise DwlthError(f"{path}: damaged: its last column is called {lines[0][-1]!r}, not {SEAL!r}; {AGAIN}")
-    missing = [column for column in ["id", *KEY, "sparsity", "sa", "ra", "seconds"] if column not in table]
-    if missing:
-        raise DwlthError(f"{path}: not a table of results: no column {missing[0]!r}")
+    table = read_rows(path, "a table of results", ["id", *KEY, "sparsity", "sa", "ra", "seconds"], AGAIN)
     text = ["downstream", "regime"]
     table = table.astype({column: object for column in text} | {"fraction": float}).fillna(
         {column: "" for column in text}
@@ -78,6 +66,33 @@ def read_table(path: Path | str) -> pd.DataFrame:
     own = table["source_seed"] if "source_seed" in table else pd.Series(float("nan"), table.index)
     whole = [None if pd.isna(seed) else int(seed) for seed in own]  # None: the run's own seed
     table["source_seed"] = pd.Series(whole, table.index, dtype=object)  # or else 0 becomes 0.0, and the id another one
+    return table
+
+
+def read_rows(path: Path, what: str, columns: list[str], again: str, **how: Any) -> pd.DataFrame:
+    """The rows in a file of `write_table`, which has these columns and others; `how` is for `pandas.read_csv`.
+
+    Raises:
+        DwlthError: if it is none, has no row, or a row is not as it was written; `again` says how to make it again.
+    """
+    content = path.read_bytes()
+    if not content.endswith(b"\n"):
+        raise DwlthError(f"{path}: not {what}, or a truncated one: it does not end with a whole line")
+    try:
+        # a commit such as 79047530e450 is no number
+        table = pd.read_csv(io.BytesIO(content), dtype={"id": str, "commit": str}, **how)
+        lines = list(csv.reader(io.StringIO(content.decode(), newline="")))
+    except (ValueError, csv.Error) as error:
+        raise DwlthError(f"{path}: not {what}: {error}") from None
+    if SEAL in lines[0]:
+        _check_rows(path, lines, again)
+        table = table.drop(columns=SEAL)
+    elif len(lines) > 1 and re.fullmatch("[0-9a-f]{16}", lines[1][-1]):
+        raise DwlthError(f"{path}: damaged: its last column is called {lines[0][-1]!r}, not {SEAL!r}; {again}")
+    if missing := [column for column in columns if column not in table]:
+        raise DwlthError(f"{path}: not {what}: no column {missing[0]!r}")
+    if table.empty:
+        raise DwlthError(f"{path}: {what} without a row; {again}")
     return table
 
 
@@ -120,13 +135,13 @@ def _row_seal(header: list[str], cells: list[str]) -> str:
     return hashlib.sha256("\n".join(named).encode()).hexdigest()[:16]
 
 
-def _check_rows(path: Path, lines: list[list[str]]) -> None:
+def _check_rows(path: Path, lines: list[list[str]], again: str) -> None:
     """Raise where a row differs from its checksum; one without, of an earlier version, passes."""
     header, at = [name for name in lines[0] if name != SEAL], lines[0].index(SEAL)
     for number, line in enumerate(lines[1:], 2):
         cells, seal = line[:at] + line[at + 1 :], line[at] if len(line) > at else "none"
         if len(line) != len(lines[0]) or seal not in ("", _row_seal(header, cells)):
-            raise DwlthError(f"{path}: damaged: line {number} ({cells[0]}) is not as it was written; {AGAIN}")
+            raise DwlthError(f"{path}: damaged: line {number} ({cells[0]}) is not as it was written; {again}")
 
 
 def row(record: dict[str, Any]) -> dict[str, Any]:

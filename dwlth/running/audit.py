@@ -6,7 +6,6 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import as_completed
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +21,11 @@ from dwlth.attacks import Attack, batch_norm
 from dwlth.data import Augment, Split
 from dwlth.errors import DwlthError
 from dwlth.evaluation import evaluate
-from dwlth.files import read_json, write, write_json
+from dwlth.files import read_json, write_json
 from dwlth.models import Classifier
 from dwlth.outside.autoattack import autoattack
 from dwlth.results import Folder, provenance
+from dwlth.results.records import write_table
 from dwlth.running.machine import processes, threads, torch_threads
 from dwlth.runs import Run, stream
 from dwlth.transfer import load
@@ -171,7 +171,7 @@ def audit_transfers(
         `audit.csv`: the rows of `audit` for each network, with its run's `id`, `source`, `sparsity` and `seed`.
 
     Raises:
-        DwlthError: for a network that was not kept, or a damaged `claims.json`.
+        DwlthError: for a network that was not kept, or a damaged `audit.csv` or `claims.json`.
     """
     audited, todo = _audited(folder), {}
     for run in runs:
@@ -191,7 +191,7 @@ def audit_transfers(
             audited = _audited(folder)  # once more: another process may have added to it
             audited[folder.preset.run_id(run)] = entry
             table = pd.concat([rows for rows, _ in audited.values()], ignore_index=True)
-            write(folder.path / "audit.csv", partial(table.to_csv, index=False, lineterminator="\n"))
+            write_table(folder.path / "audit.csv", table)
             write_json(folder.path / "claims.json", {"claims": [claim for _, claim in audited.values()]})
             bar.update()
     return pd.concat([rows for rows, _ in _audited(folder).values()], ignore_index=True)
@@ -241,7 +241,7 @@ def _audited(folder: Folder) -> dict[str, tuple[pd.DataFrame, dict[str, Any]]]:
     table, claims = folder.path / "audit.csv", folder.path / "claims.json"
     if not (table.exists() and claims.exists()):
         return {}
-    rows = pd.read_csv(table, keep_default_na=False, dtype={"id": str})
+    rows = folder.audit()
     now = {folder.preset.run_id(run) for run in folder.preset.grid() if run.stage == "transfer"}
     of = {Path(claim["file"]).stem: claim for claim in read_json(claims, "claims of an audit")["claims"]}
     return {id_: (rows[rows["id"] == id_], of[id_]) for id_ in rows["id"].unique() if id_ in of and id_ in now}

@@ -35,6 +35,7 @@ from dwlth.sources import pretrain
 from dwlth.tickets import imp_round
 from dwlth.training import STOP, OutOfTime, read_checkpoint
 from dwlth.transfer import transfer
+from dwlth.verdict import with_most_data
 
 DO = {"pretrain": pretrain, "imp": imp_round, "transfer": transfer, "autoattack": under_autoattack}
 DO["connect"] = connect
@@ -130,13 +131,14 @@ def plan(folder: Folder, runs: list[Run], workers: int = 1) -> str:
 
 def for_autoattack(preset: Preset, found: pd.DataFrame) -> list[Run]:
     """AutoAttack on the adversarially transferred dense network and sparsest double-win ticket of each row of a
-    verdict (`dwlth.verdict.verdict`) with the most data, for each seed."""
-    most = found["fraction"].max()
+    verdict (`dwlth.verdict.verdict`), of those with fractions of the preset, with the most data, for each seed."""
+    found = with_most_data(found[found["fraction"].isin(preset.fractions)])
     return [
-        Run("autoattack", row.source, seed, round_, "imp", row.downstream, "adversarial", most, preset.source_of(seed))
-        for row in found[found["fraction"] == most].itertuples()
-        for round_ in sorted({0, int(row.round)})
-        for seed in range(preset.seeds_at.get(most, preset.seeds))
+        Run("autoattack", row.source, seed, k, "imp", row.downstream, "adversarial", row.fraction, own)
+        for row in found.itertuples()
+        for k in sorted({0, int(row.round)})
+        for seed in range(preset.seeds_at.get(row.fraction, preset.seeds))
+        for own in [preset.source_of(seed)]
     ]
 
 

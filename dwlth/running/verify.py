@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from dwlth.errors import DwlthError
-from dwlth.files import read_about
+from dwlth.files import read_about, read_json
 from dwlth.results import Folder, read_record, read_table
 from dwlth.results.folder import read_preset
 from dwlth.results.records import SEAL
@@ -16,7 +16,7 @@ from dwlth.training import read_checkpoint
 
 COLUMNS = ("whole", "without checksum", "damaged", "of other settings", "missing")
 """What is counted of each kind. Files without a checksum are of an earlier version: read, but not known to be whole."""
-MARKS = {".json": b'"checksum": "', ".safetensors": rb"\"sha256\": \"", ".pt": b"\nsha256 "}
+MARKS = {".json": b'"checksum": "', ".safetensors": rb"\"sha256\": \"", ".pt": b"\nsha256 ", ".csv": b",checksum\n"}
 SHOWN = 20
 """So many faults are listed."""
 
@@ -86,6 +86,10 @@ def verify(folder: Folder, files: bool = False) -> tuple[str, bool]:
     look("checkpoints", sorted((folder.path / "checkpoints").glob("*.pt")), lambda path: read_checkpoint(path) and None)
     look("records", sorted((folder.path / "runs").glob("*.json")), of_record)
 
+    look("audit.csv", list(folder.path.glob("audit.csv")), lambda path: folder.audit() is None and None)
+    claims = lambda path: read_json(path, "claims of an audit") and None
+    look("claims.json", list(folder.path.glob("claims.json")), claims)
+
     if folder.table.exists():
         try:
             table = read_table(folder.table)
@@ -115,5 +119,7 @@ def verify(folder: Folder, files: bool = False) -> tuple[str, bool]:
     aside = len(list(folder.path.rglob("*.bad")))
     lines += [f"{aside} files were set aside as *.bad"] if aside else []
     where = f"{folder.path}, {len(runs)} runs"
-    lines.append(f"{where}: {len(faults)} faults" if faults else f"{where}: all there, and nothing wrong")
+    fine = f"{where}: all there, and nothing wrong"
+    fine += "" if files else "; `run` makes again what is missing of the files above (`--files` lists it)"
+    lines.append(f"{where}: {len(faults)} faults" if faults else fine)
     return "\n".join(lines), not faults

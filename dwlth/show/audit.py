@@ -1,25 +1,11 @@
-"""What an audit found (`python -m dwlth audit PRESET`), as a table and as a picture."""
+"""What an audit found (`Folder.audit`), as a table and as a picture."""
 
 import pandas as pd
 from matplotlib.figure import Figure
 
-from dwlth.errors import NotYet
 from dwlth.presets import SOURCES
-from dwlth.results import Folder
 from dwlth.show import style
 from dwlth.show.style import WIDTH, Picture, styled
-
-
-def read_audit(folder: Folder) -> pd.DataFrame:
-    """`audit.csv` of the results; see `dwlth.running.audit.audit_transfers`.
-
-    Raises:
-        NotYet: if there is none.
-    """
-    path = folder.path / "audit.csv"
-    if not path.exists():
-        raise NotYet(f"no audit in {folder.path}: `python -m dwlth audit {folder.preset.name}` makes it")
-    return pd.read_csv(path, keep_default_na=False, dtype={"id": str})
 
 
 def checks(found: pd.DataFrame) -> pd.DataFrame:

@@ -329,9 +329,7 @@ def _sparser(table: pd.DataFrame, margins: Mapping[str, float], fraction: float,
 
 
 def _audited(folder: Folder) -> tuple[str, str, int]:
-    from dwlth.show.audit import read_audit  # late: matplotlib takes a while
-
-    found = read_audit(folder)
+    found = folder.audit()
     judged = found[found["verdict"] != ""]
     failed = judged[judged["verdict"] == "fails"]
     effect = f"{len(judged) - len(failed)} of {len(judged)} checks of {found['id'].nunique()} networks pass"
@@ -343,7 +341,7 @@ def _audited(folder: Folder) -> tuple[str, str, int]:
 def _less_work(
     folder: Folder, table: pd.DataFrame, margins: Mapping[str, float], fraction: float
 ) -> tuple[str, str, int]:
-    from dwlth.show.sparsity import savings  # late too
+    from dwlth.show.sparsity import savings  # late: matplotlib takes a while
 
     _, best = _sparsest(table, margins, fraction)
     if not best["round"]:

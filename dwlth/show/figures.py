@@ -221,7 +221,7 @@ def draw_all(table: pd.DataFrame, folder: Path, margins: Margins, results: Folde
             drawn[f"{name}-{place}"] = (draw, table, downstream)
     drawn["pretraining"] = (pretraining.pretraining, table)
     if results is not None:
-        drawn["audit"] = (lambda: audit.draw_audit(audit.read_audit(results)),)
+        drawn["audit"] = (lambda: audit.draw_audit(results.audit()),)
         drawn["savings"] = (lambda: sparsity.draw_savings(sparsity.savings(results)),)
     paths = []
     for name, (draw, *arguments) in drawn.items():

@@ -14,7 +14,7 @@ from dwlth.results import Folder, ended, percents
 from dwlth.runs import percent
 from dwlth.show.claims import scoreboard
 from dwlth.show.order import order
-from dwlth.verdict import CRITERIA, FOURTH, PAPER, tests, transfers, verdict
+from dwlth.verdict import CRITERIA, FOURTH, PAPER, tests, transfers, verdict, with_most_data
 
 KIT = Path(__file__).resolve().parents[2]
 
@@ -142,8 +142,7 @@ def screen(table: pd.DataFrame, folder: Folder, command: str) -> str:
     preset, figures = folder.preset, folder.figures
     found, board = verdict(table, preset.margins), scoreboard(table, preset.margins, folder=folder)
     found = found[found["downstream"] == found["downstream"][0]]
-    several = found[found["pairs"] > 1]  # as of the scoreboard, where some fraction has more than one seed
-    found = found[found["fraction"] == (several if len(several) else found)["fraction"].max()]
+    found = with_most_data(found)  # as in the scoreboard
     count = ended(table)["stage"].value_counts()
     sa, ra = (f"{preset.margins[column]:g}" for column in ("sa", "ra"))
     lines = [
