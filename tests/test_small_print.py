@@ -26,6 +26,7 @@ from dwlth.show.order import order
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "dwlth"
 README = (ROOT / "README.md").read_text()
+TEXT = " ".join(README.split())
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 FLOORS = {  # what the modules of a floor may import of the package, as prefixes; "method" is every module at the top
@@ -199,7 +200,7 @@ def test_results_of_the_readme_are_those_of_the_tables():
                 r"standard -(\S+) .*?adversarial \+(\S+) (\(.*?\)); RA adversarial \+(\S+) (\(.*?\))", effects
             )
             (cost, sa, sa_range, ra, ra_range), (cost_1, sa_1, sa_1_range, ra_1, ra_1_range) = gains
-            said = " ".join(README.split())
+            said = TEXT
             assert (
                 f"have {sa} points more SA {sa_range} and {ra} points more RA {ra_range} than the standard ones" in said
             )
@@ -211,74 +212,88 @@ def test_results_of_the_readme_are_those_of_the_tables():
     means = 100 * small.groupby(["source", "round"])[["sa", "ra"]].mean().unstack("round")
     lost = {source: (means["sa"][0] - means["sa"][6])[source] for source in ("standard", "adversarial")}
     gained = (means["ra"][6] - means["ra"][0])["adversarial"]
-    said = re.search(
-        r"adversarial ticket has ([\d.]+) points more RA and ([\d.]+) points less SA", " ".join(README.split())
-    )
+    said = re.search(r"adversarial ticket has ([\d.]+) points more RA and ([\d.]+) points less SA", TEXT)
     assert [float(number) for number in said.groups()] == pytest.approx([gained, lost["adversarial"]], abs=0.0501)
-    assert f"The standard one loses {lost['standard']:.1f} points of SA." in README
+    assert f"The standard one loses {lost['standard']:.1f} points of SA." in TEXT
     early = (means["sa"][0] - means["sa"][3])["standard"]
-    assert f"that ticket loses {early:.1f} points of SA after adversarial transfer" in " ".join(README.split())
+    assert f"that ticket loses {early:.1f} points of SA after adversarial transfer" in TEXT
     photographs = read_table(ROOT / "results" / "cifar-small" / "table.csv")
     sparsest = verdict.verdict(photographs, presets.get("cifar-small").margins).set_index(["fraction", "source"])
-    assert sparsest["sparsity"][0.01, "standard"] == 0 and "none with the standard\n  source" in README
+    assert sparsest["sparsity"][0.01, "standard"] == 0 and "none with the standard source" in TEXT
     for source in ("adversarial", "fast_adversarial"):
-        assert f"{100 * sparsest['sparsity'][0.01, source]:.2f} % with the adversarial and the fast" in README
+        assert f"{100 * sparsest['sparsity'][0.01, source]:.2f} % with the adversarial and the fast" in TEXT
     scarce = photographs.query("fraction == 0.01 or stage == 'imp'")
     ordered = order(scarce, presets.get("cifar-small").margins).set_index(["fraction", "a", "b"])
     few = ordered.loc[0.01, "adversarial", "standard"]
-    assert f"in {few['sparser']:.0%} of resamples of the seeds, and less sparse in {few['less']:.0%}".replace(
-        "%", " %"
-    ) in " ".join(README.split())
+    assert (
+        f"in {few['sparser']:.0%} of resamples of the seeds, and less sparse in {few['less']:.0%}".replace("%", " %")
+        in TEXT
+    )
     under = photographs[photographs["stage"] == "autoattack"].set_index(["source", "round"])[["ra", "ra_pgd"]] * 100
     assert len(under) == 4 and (100 * (under["ra_pgd"] - under["ra"])).round(-2).isin([300, 400]).all()
     three = [under["ra"][source, 0] for source in ("adversarial", "fast_adversarial", "standard")]
     said = (
         "{:.1f} % (adversarial), {:.1f} % (fast adversarial) and {:.1f} % (standard) for the dense networks, {:.1f} %"
     )
-    assert said.format(*three, under["ra"]["adversarial", 3]) in " ".join(README.split())
+    assert said.format(*three, under["ra"]["adversarial", 3]) in TEXT
     cells = crossed(photographs, "cifar10").query("round == 11").groupby(["weights", "mask"])[list(verdict.CRITERIA)]
     for criterion in ("SA, standard transfer", "SA, adversarial transfer"):
         of = cells.mean()[criterion].unstack("mask")
         assert (of.idxmax(axis=1) == of.index).all()
     plain = cells.mean()["SA, standard transfer"]["standard"]
     lost = sorted(plain["standard"] - plain[["adversarial", "fast_adversarial"]])
-    assert "lose {:.1f} to {:.1f} points of SA after standard".format(*lost) in " ".join(README.split())
+    assert "lose {:.1f} to {:.1f} points of SA after standard".format(*lost) in TEXT
     parts = variance(photographs, "cifar10").query("round == 11 and criterion == 'RA, adversarial transfer'")
     share = parts.set_index("part")["share"]
     words = f"explain {share['weights']:.0%} of its spread (the mask: {share['mask']:.0%})".replace("%", " %")
-    assert words in " ".join(README.split())
+    assert words in TEXT
     effect = scoreboard(photographs, presets.get("cifar-small").margins).set_index("claim")["effect"]
     shuffled = r"SA standard \+(\S+) (\(.*?\)); .*RA adversarial \+(\S+) (\(.*?\))"
     words = "have {} points less SA after standard transfer {} and {} points less RA {} than IMP's"
     words = words.format(*re.search(shuffled, effect["IMP's mask beats a shuffled one"]).groups())
-    assert words in " ".join(README.split())
+    assert words in TEXT
     pruned, names = (
         against_imp(photographs, "cifar10").query("round == 11"),
         ["SA, standard transfer", "RA, adversarial transfer"],
     )
     mean = -pruned.groupby(["criterion", "method"])["points"].mean()
     sa, ra = (mean[name] for name in names)
-    words = f"it has {sa['oneshot']:.1f} points less SA after standard transfer and {ra['oneshot']:.1f} points less RA"
-    assert words in " ".join(README.split())
+    words = (
+        f"it has {sa['oneshot']:.1f} points less SA after standard transfer and {ra['oneshot']:.1f} points less RA, "
+    )
+    attacked = mean["SA, adversarial transfer"]
+    words += f"but {attacked['oneshot']:.1f} points less SA after adversarial transfer (one seed)"
+    assert words in TEXT
     words = f"Random pruning has {sa['random']:.1f} and {ra['random']:.1f} points less."
-    assert words in " ".join(README.split())
+    assert words in TEXT
     mean = -pruned.groupby(["source", "criterion", "method"])["points"].mean()
     sa, ra = (mean["adversarial", name] for name in names)
     words = f"has {ra['shuffled']:.1f} points less RA and {sa['shuffled']:.1f} points less SA after"
-    assert words in " ".join(README.split())
+    assert words in TEXT
     words = f"under its own mask it has {ra['reinit']:.1f} and {sa['reinit']:.1f} points less."
-    assert words in " ".join(README.split())
+    assert words in TEXT
     gain = -mean["standard", names[1], "reinit"]
     words = f"standard ticket has {gain:.1f} points more RA with random weights than with its"
-    assert words in " ".join(README.split())
+    assert words in TEXT
     audited = pd.read_csv(ROOT / "results" / "cifar-small" / "audit.csv")["verdict"].dropna()
-    assert f"{(audited == 'passes').sum()} of {len(audited)} checks of these four networks pass" in README
+    assert f"{(audited == 'passes').sum()} of {len(audited)} checks of them pass" in TEXT
+    epochs = photographs.query("fraction == 0.1 and regime == 'adversarial' and source == 'fast_adversarial'")
+    (early,) = epochs.query("method == 'imp' and stage == 'transfer' and epoch_best_ra == 5").itertuples()
+    words = f"has {100 * early.sa:.1f} % SA because epoch 6 was kept; epoch 12 has {100 * early.sa_best_sa:.1f} %"
+    assert words in TEXT and (early.round, early.epoch_best_sa) == (0, 11)
+    images = photographs.query("stage == 'transfer' and fraction == 0.1")["n_train"].max()
+    assert f"10 % ({images:,} images)" in TEXT
     whole = read_table(ROOT / "results" / "cifar-small" / "table.csv").query("fraction == 1 and stage == 'transfer'")
     whole = 100 * whole.query("round == 0 and seed == 0").set_index(["source", "regime"])[["sa", "ra"]]
     full = photographs.query("fraction == 1 and regime == 'standard' and round in [0, 11] and stage == 'transfer'")
     full = 100 * full.groupby(["source", "round"])["sa"].mean()
     words = "has {0[11]:.1f} % SA (dense: {0[0]:.1f} %), the adversarial one {1[11]:.1f} % ({1[0]:.1f} %)"
-    assert words.format(full["standard"], full["adversarial"]) in " ".join(README.split())
+    assert words.format(full["standard"], full["adversarial"]) in TEXT
+    attacked = photographs.query("fraction == 1 and regime == 'adversarial' and stage == 'transfer'")
+    attacked = 100 * attacked.set_index(["source", "round"])["ra"]
+    standard, adversarial = (attacked[source, 0] - attacked[source, 6] for source in ("standard", "adversarial"))
+    words = f"73.79 % has {standard:.1f} points less RA than its dense network, the adversarial one {adversarial:.1f}."
+    assert words in TEXT
     for source in whole.index.unique("source"):
         plain, attacked = whole.loc[source, "standard"], whole.loc[source, "adversarial"]
         row = f"| {source.replace('_', ' ')} | {plain['sa']:.1f} % | {attacked['sa']:.1f} % | {attacked['ra']:.1f} % |"
@@ -286,7 +301,7 @@ def test_results_of_the_readme_are_those_of_the_tables():
 
 
 def test_results_on_digits_in_the_readme_are_those_of_its_table():
-    table, section = read_table(ROOT / "results" / "digits" / "table.csv"), " ".join(README.split())
+    table, section = read_table(ROOT / "results" / "digits" / "table.csv"), TEXT
     preset, imp = presets.get("digits"), table[table["method"] == "imp"]
     found = verdict.verdict(table, preset.margins).set_index(["fraction", "source"])["sparsity"]
     sparsities = [f"{100 * found[1.0, source]:.2f} %" for source in ("adversarial", "fast_adversarial")]
@@ -391,13 +406,13 @@ def test_a_folder_of_images_needs_no_code(tmp_path, tiny_args):
 def test_the_audit_of_the_readme_is_the_committed_one():
     found = pd.read_csv(ROOT / "results" / "digits" / "audit.csv", keep_default_na=False)
     judged, failed = found[found["verdict"] != ""], found[found["verdict"] == "fails"]
-    assert f"{len(judged) - len(failed)} of {len(judged)} checks pass" in README
+    assert f"{len(judged) - len(failed)} of {len(judged)} checks pass" in TEXT
     assert set(failed["source"]) == {"fast_adversarial"}
     percents = found.assign(ra=found["found"].str.extract(r"([\d.]+) %$", expand=False).astype(float))
     ra = percents.pivot(index=["source", "sparsity"], columns="check", values="ra").loc["fast_adversarial"]
     lost = (ra["SA and RA"] - ra["RA under 5 restarts"]).tolist()
-    assert "its dense network and its\n  ticket {:.1f} and {:.1f} points of RA".format(*lost) in README
+    assert "its dense network and its ticket {:.1f} and {:.1f} points of RA".format(*lost) in TEXT
     hits, planted = failed[failed["check"].str.startswith("planted")]["found"].item().split(" of ")
-    assert f"misses {int(planted) - int(hits)} of {planted} weaknesses" in README
+    assert f"misses {int(planted) - int(hits)} of {planted} weaknesses" in TEXT
     claims = json.loads((ROOT / "results" / "digits" / "claims.json").read_text())["claims"]
-    assert {claim["commit"] for claim in claims} == {"bf1fc35be684"} and "commit bf1fc35be684" in README
+    assert {claim["commit"] for claim in claims} == {"bf1fc35be684"} and "commit bf1fc35be684" in TEXT
