@@ -193,7 +193,8 @@ def connect(args) -> int:
     folder = replace(folder, preset=replace(folder.preset, keep_networks=True))
     ends = _do(args, folder, grid.for_connect(runs))
     with contextlib.suppress(NotYet):
-        folder.collect()
+        rows = (folder.collect()["stage"] == "connect").sum()
+        print(f"the ways between two trainings: {rows} rows of {folder.table}; `figures` draws them")
     return ends
 
 

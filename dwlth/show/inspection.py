@@ -9,9 +9,10 @@ from safetensors import SafetensorError, safe_open
 from dwlth import results
 from dwlth.data import DATASETS
 from dwlth.errors import DwlthError
-from dwlth.files import read_about
+from dwlth.files import read_about, read_json
 from dwlth.outside import checkpoints
 from dwlth.results import Folder
+from dwlth.results.records import read_rows
 from dwlth.running.machine import this_machine
 from dwlth.runs import Run
 from dwlth.tickets import load
@@ -56,6 +57,14 @@ def describe(file: str | Path, unsafe: bool = False) -> str:
         )
     if path.name == "preset.json":
         return _preset(path)
+    if path.name == "claims.json":
+        claims = read_json(path, "claims of an audit").get("claims", [])
+        files = ", ".join(claim["file"] for claim in claims)
+        return f"{path}: what an audit found of {len(claims)} networks, in RobustBench's fields: {files}."
+    if path.name == "audit.csv":
+        rows = read_rows(path, "an audit", ["check", "verdict", "id"], "restore the file", keep_default_na=False)
+        count = f"{(rows['verdict'] != '').sum()} checks of {rows['id'].nunique()} networks"
+        return f"{path}: an audit: {count}, of which {(rows['verdict'] == 'fails').sum()} fail."
     if path.suffix == ".json":
         record = results.read_record(path)
         run = Run(**{key: record["config"][key] for key in Run.__dataclass_fields__ if key in record["config"]})
