@@ -21,6 +21,7 @@ from dwlth.running.settings import override
 from dwlth.runs import STAGES, Run
 from dwlth.show import report
 from dwlth.show.inspection import describe
+from dwlth.training import OutOfTime
 
 EPILOG = """Examples:
   python -m dwlth plan digits                          what is left of the runs, and how long it takes here
@@ -47,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
     except (DwlthError, OSError) as error:
         print(f"dwlth: error: {error}", file=sys.stderr)
         return 2
-    except BrokenExecutor:  # a worker that gets a signal while it starts dies of it
+    except BrokenExecutor:
         print(f"dwlth: a worker process died (out of memory?); {AGAIN}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -177,14 +178,19 @@ def under_autoattack(args) -> int:
 def check_robustness(args) -> int:
     from dwlth.running.audit import audit_transfers  # late: torchvision's transforms take a while
 
-    folder, _ = _select(args)
+    deadline, (folder, _) = time.time() + 60 * args.minutes, _select(args)
     folder = replace(folder, preset=replace(folder.preset, keep_networks=True))
     found = verdict.verdict(folder.collect(), folder.preset.margins)
     runs = [replace(run, stage="transfer") for run in grid.for_autoattack(folder.preset, found)]
     # also the networks of other sources: their images are tried
     if ends := _do(args, folder, runs, files=True):  # those whose network was not kept are trained once more
         return ends
-    print(report.report_audit(audit_transfers(folder, runs, args.source or (), args.workers or 1)))
+    try:
+        with machine.stopping() as signals:
+            found = audit_transfers(folder, runs, args.source or (), args.workers or 1, deadline)
+    except OutOfTime:
+        return STOPPED.get(signals[0], 3) if signals else 3
+    print(report.report_audit(found))
     return 0
 
 
@@ -205,7 +211,13 @@ def _do(args, folder: Folder, runs: list[Run], files: bool = False) -> int:
     deadline = time.time() + 60 * args.minutes
     todo = grid.left(folder, runs, files)
     with machine.stopping() as signals:
-        statuses = grid.run_all(folder, todo, args.workers or 1, deadline, _command(args), scheduler=args.scheduler)
+        how = {"command": _command(args), "scheduler": args.scheduler}
+        try:
+            statuses = grid.run_all(folder, todo, args.workers or 1, deadline, **how)
+        except BrokenExecutor:  # a worker that gets a signal while it starts dies of it
+            if not signals:
+                raise
+            statuses = dict.fromkeys(todo, "stopped")
     ends = Counter(statuses.values())
     if todo:
         print(", ".join(f"{count} runs {status}" for status, count in ends.items()))

@@ -17,9 +17,10 @@ from dwlth.files import write_json
 from dwlth.recipe import Recipe
 from dwlth.results import Folder
 from dwlth.results.records import write_table
-from dwlth.running.audit import active_test, audit, calibration_error
+from dwlth.running.audit import active_test, audit, audit_transfers, calibration_error
+from dwlth.runs import plain
 from dwlth.show.audit import checks, draw_audit
-from dwlth.training import fit_members
+from dwlth.training import STOP, OutOfTime, fit_members
 
 ATTACK = Attack(0.15, 0.04, 10)
 CHECK = ("check", "found", "honest", "verdict")
@@ -148,6 +149,40 @@ def test_the_command_writes_a_table_and_claims(tiny_args, tmp_path, capsys, monk
     assert f"{claims[0]['autoattack_acc']:.1f} % (" in wide.loc["RA under AutoAttack"].iloc[1]
     radii = draw_audit(found).axes[0].get_lines()[0].get_ydata()
     assert len(radii) == 6 and radii[0] == claims[0]["clean_acc"] and radii[3] == claims[0]["pgd_acc"]
+
+
+def test_an_audit_of_a_part_keeps_the_others_and_one_that_is_stopped_goes_on(tmp_path, monkeypatch):
+    folder = Folder(replace(presets.get("digits"), seeds=2, fractions=(1.0, 0.1)), tmp_path)
+    runs = [run for run in folder.preset.grid() if run.regime == "adversarial" and run.round == 0]
+    rows = pd.DataFrame([{"check": "SA", "found": "1 %", "honest": "", "verdict": "passes"}])
+    begun = []
+
+    def entry(folder, run, evaluation, others, tell=None):
+        begun.append(run)
+        if len(begun) == 2:
+            STOP.set()  # as a signal does
+        about = {"id": folder.preset.run_id(run), "source": run.source, "sparsity": 0.0, "seed": run.seed}
+        claim = {"evaluation": evaluation, "run": plain(run), "file": f"networks/{about['id']}.safetensors"}
+        return rows.assign(**about), claim
+
+    monkeypatch.setattr("dwlth.running.audit._entry", entry)
+    with pytest.raises(NotYet, match="no network to audit"):
+        audit_transfers(folder, [])
+    with pytest.raises(OutOfTime):
+        audit_transfers(folder, runs)
+    STOP.clear()
+    with pytest.raises(OutOfTime):
+        audit_transfers(folder, runs, deadline=0.0)
+    assert folder.audit()["id"].nunique() == len(begun) == 2
+    assert audit_transfers(folder, runs)["id"].nunique() == len(begun) == len(runs) == 12
+    part = replace(folder, preset=replace(folder.preset, seeds=1, fractions=(0.1,), autoattack_images=20))
+    few = [run for run in part.preset.grid() if run in runs]
+    assert audit_transfers(part, few)["id"].nunique() == len(runs) and len(begun) == len(runs) + len(few)
+
+
+def test_an_audit_is_of_linf():
+    with pytest.raises(DwlthError, match="the attack's norm is 'l2': the checks here are those of linf"):
+        audit(nn.Flatten(), None, Attack(0.5, 0.1, 10, norm="l2"))
 
 
 def test_networks_of_several_seeds_and_tasks_have_columns_of_their_own():

@@ -626,3 +626,11 @@ def test_inspect_describes_any_checkpoint(net, ticket, tmp_path):
     with pytest.raises(DwlthError, match=r"notes.txt: no file of torch.save or safetensors"):
         describe(unknown)
     assert checkpoints.fetch(path, tmp_path) == path
+
+
+def test_keys_that_are_no_names_are_said(tmp_path):
+    torch.save({0: torch.zeros(2)}, tmp_path / "net.pth")
+    with pytest.raises(
+        DwlthError, match="net.pth: unknown content: 0 in the file, where the name of a tensor should be"
+    ):
+        read(tmp_path / "net.pth")

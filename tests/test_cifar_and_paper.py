@@ -125,6 +125,12 @@ def test_tickets_that_do_not_fit(paper, tmp_path, capsys):
     checkpoints.write_reference_ticket(tmp_path / "stem.pth.tar", other.state_dict(), masks.dense(other))
     assert main(["import", args[0], str(tmp_path / "stem.pth.tar"), *args[1:], *words]) == 2
     assert "stem.pth.tar: its stem (conv1) is 3x3, the network's 7x7" in capsys.readouterr().err
+    mask = masks.prune(masks.prune(masks.dense(net), masks.random(net, 7), 0.2), masks.random(net, 7), 0.2)
+    checkpoints.write_reference_ticket(tmp_path / "other.pth.tar", net.state_dict(), mask)
+    before = folder.ticket(Run("imp", "fast_adversarial", 0, 2)).read_bytes()
+    assert main(["import", args[0], str(tmp_path / "other.pth.tar"), *args[1:], *words]) == 2
+    assert "02.safetensors: another ticket is there, of which transfers may be done" in capsys.readouterr().err
+    assert folder.ticket(Run("imp", "fast_adversarial", 0, 2)).read_bytes() == before
     assert main(["import", args[0], str(tmp_path / "stem.pth.tar"), *args[1:], *words[:3], "0"]) == 2
     assert "--round 0: give 1 or more" in capsys.readouterr().err
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import BrokenExecutor
 from dataclasses import replace
 
 import pytest
@@ -528,3 +529,18 @@ def test_two_at_once_lose_nothing(road, tmp_path):
     expected = science(folder(root, tiny).table)
     expected = expected[(expected["stage"] != "transfer") | (expected["fraction"] == 0.01)].reset_index(drop=True)
     assert science(folder(tmp_path, tiny).table).equals(expected)
+
+
+def test_a_signal_while_workers_start_is_a_stop(tiny_args, tmp_path, monkeypatch, capsys):
+    def broken(*_, **__):
+        signal.raise_signal(signal.SIGUSR1)
+        raise BrokenExecutor("a worker died")
+
+    monkeypatch.setattr(grid, "run_all", broken)
+    assert main(["run", "digits", *tiny_args, "--results", str(tmp_path), "--workers", "2"]) == 3
+    assert "stopped by SIGUSR1" in capsys.readouterr().err
+
+
+def test_a_world_size_without_a_rank_is_no_torchrun(tiny_args, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert main(["plan", "digits", *tiny_args, "--results", str(tmp_path)]) == 0

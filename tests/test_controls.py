@@ -20,6 +20,7 @@ from dwlth.evaluation import evaluate
 from dwlth.masks import METHODS, Mask
 from dwlth.results import Folder
 from dwlth.running import grid
+from dwlth.running.verify import verify
 from dwlth.runs import Run
 from dwlth.show import claims, crossing
 from dwlth.show import controls as pictures
@@ -207,6 +208,12 @@ def test_imp_with_other_training_has_files_of_its_own_and_the_first_prune_of_its
     one, two = (tickets.load(folder.ticket(run))[0] for run in runs)
     assert folder.ticket(runs[0]) != folder.ticket(runs[1])
     assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_verify_knows_imp_with_other_training_beyond_the_grid(done):
+    folder, _ = done
+    said, _ = verify(replace(folder, preset=replace(folder.preset, methods=("imp",))))
+    assert "of the run" not in said
 
 
 def test_random_weights_are_random_and_others_are_the_source_s(done):

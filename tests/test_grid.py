@@ -1,5 +1,6 @@
 """What is left of a grid, what it costs, and doing it from a notebook."""
 
+import math
 from dataclasses import replace
 
 import pandas as pd
@@ -186,6 +187,29 @@ def test_bad_input_of_one_member_of_a_stack_fails_that_member_alone(small, tmp_p
     ends = grid.run_all(folder, runs)
     assert {(run.regime, run.seed) for run, end in ends.items() if end != "ok"} == {("standard", 1)}
     assert (folder.collect()["status"] == "ok").all()
+
+
+def test_what_a_refused_stack_has_trained_stays_and_goes_once_it_is_done(small, tmp_path, monkeypatch):
+    small = replace(small, rounds=(0,), seeds=2)
+    folder, do = Folder(small, tmp_path), grid.DO["transfer"]
+    todo = grid.left(folder, small.grid())
+    grid.run_all(folder, [run for run in todo if run.stage == "pretrain"])
+    unit = next(unit for unit in grid.units(small, todo) if unit[0].stage == "transfer" and len(unit) == 2)
+    kept, alone = folder.checkpoint(unit[-1], "0123456789ab"), folder.checkpoint(unit[0])
+    kept.parent.mkdir(parents=True, exist_ok=True)
+
+    def refuse(*_, **__):
+        raise DwlthError("no data")
+
+    for path in (kept, alone):
+        path.write_bytes(b"trained so far")
+    monkeypatch.setattr(grid, "_earlier_seconds", lambda checkpoint: 0.0)
+    monkeypatch.setitem(grid.DO, "transfer", refuse)
+    assert grid.execute(folder, math.inf, "", False, unit) == ["failed", "failed"]
+    assert kept.exists() and alone.exists()
+    monkeypatch.setitem(grid.DO, "transfer", do)
+    assert grid.execute(folder, math.inf, "", False, unit) == ["ok", "ok"]
+    assert not list(kept.parent.glob("*.pt"))
 
 
 def test_a_transient_error_of_the_disk_sets_no_source_aside(small, tmp_path, monkeypatch):

@@ -202,6 +202,8 @@ CLAIMED = 2**30
 
 def _tensors(path: Path, values: Mapping[str, Any], where: str) -> State:
     for name, value in values.items():
+        if not isinstance(name, str):
+            raise DwlthError(f"{path}: unknown content: {name!r} in {where}, where the name of a tensor should be")
         if not isinstance(value, Tensor):
             kind = type(value).__name__
             raise DwlthError(f"{path}: unknown content: {name!r} in {where} is a {kind}, where a tensor should be")

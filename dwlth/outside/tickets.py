@@ -21,7 +21,8 @@ def import_reference(file: str | Path, folder: Folder, run: Run, force: bool = F
     `force` takes that, but not the sparsity, on trust. Returns the ticket's path.
 
     Raises:
-        DwlthError: if the file is no ticket, is one of another network or another round, or belongs to other weights.
+        DwlthError: if the file is no ticket, is one of another network or another round, or belongs to other weights;
+            or if another ticket is in its place.
     """
     found = checkpoints.read(file)
     if found.mask is None:
@@ -40,8 +41,11 @@ def import_reference(file: str | Path, folder: Folder, run: Run, force: bool = F
     if theirs != belongs_to and not force:
         path = folder.source(run)
         raise DwlthError(f"{file}: a ticket of the weights {theirs}, but those of {path} are {belongs_to}; --force")
+    path = folder.ticket(run)
+    if path.exists() and any((tickets.load(path)[0][name] != found.mask[name]).any() for name in found.mask):
+        raise DwlthError(f"{path}: another ticket is there, of which transfers may be done: give another --results")
     tickets.save(
-        folder.ticket(run),
+        path,
         found.mask,
         id=folder.preset.run_id(Run("imp", run.source, run.from_seed, run.round - 1)),
         preset=folder.preset.name,
@@ -51,7 +55,7 @@ def import_reference(file: str | Path, folder: Folder, run: Run, force: bool = F
         round=run.round,
         belongs_to=belongs_to,
     )
-    return folder.ticket(run)
+    return path
 
 
 def export_reference(file: str | Path, folder: Folder, run: Run, init: bool = False, legacy: bool = False) -> None:

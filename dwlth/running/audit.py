@@ -2,10 +2,13 @@
 2019, "On evaluating adversarial robustness", and for the active test Zimmermann et al., 2022."""
 
 import io
-from collections.abc import Callable, Collection, Mapping, Sequence
-from concurrent.futures import as_completed
+import math
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import Future, as_completed
 from contextlib import ExitStack
 from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +22,7 @@ from tqdm.auto import tqdm
 
 from dwlth.attacks import Attack, batch_norm
 from dwlth.data import Augment, Split
-from dwlth.errors import DwlthError
+from dwlth.errors import DwlthError, NotYet
 from dwlth.evaluation import evaluate
 from dwlth.files import read_json, write_json
 from dwlth.models import Classifier
@@ -27,7 +30,8 @@ from dwlth.outside.autoattack import autoattack
 from dwlth.results import Folder, provenance
 from dwlth.results.records import write_table
 from dwlth.running.machine import processes, threads, torch_threads
-from dwlth.runs import Run, stream
+from dwlth.runs import Run, plain, stream
+from dwlth.training import STOP, OutOfTime
 from dwlth.transfer import load
 
 POINTS = 1.0
@@ -83,8 +87,10 @@ def audit(
         tell: hears of each check that is done.
 
     Raises:
-        DwlthError: for an attack of no steps; see also `dwlth.outside.autoattack.autoattack`.
+        DwlthError: for an attack of no steps or another norm than linf; see also `dwlth.outside.autoattack.autoattack`.
     """
+    if attack.norm != "linf":
+        raise DwlthError(f"audit: the attack's norm is {attack.norm!r}: the checks here are those of linf")
     if not attack.steps or not attack.eps:
         raise DwlthError(f"audit: the attack has {attack.steps} steps and eps {attack.eps:g}: there is no RA to check")
     rows: list[dict[str, Any]] = []
@@ -155,7 +161,11 @@ def audit(
 
 
 def audit_transfers(
-    folder: Folder, runs: Sequence[Run], sources: Collection[str] = (), workers: int = 1
+    folder: Folder,
+    runs: Sequence[Run],
+    sources: Collection[str] = (),
+    workers: int = 1,
+    deadline: float = math.inf,
 ) -> pd.DataFrame:
     """`audit` of the networks that transfers ended with, on the first `preset.autoattack_images` test images, each with
     the dense network of another source as the one whose images are tried. Writes `audit.csv`, and `claims.json` with
@@ -166,11 +176,14 @@ def audit_transfers(
         runs: transfers under adversarial training, whose networks are on disk.
         sources: audit only the networks of these; by default of all.
         workers: processes, with a network at a time each.
+        deadline: no further network is begun after it (seconds, as of `time.time`), or after a signal.
 
     Returns:
         `audit.csv`: the rows of `audit` for each network, with its run's `id`, `source`, `sparsity` and `seed`.
 
     Raises:
+        OutOfTime: if one is left because of that; those that are audited are written.
+        NotYet: if there is none to audit.
         DwlthError: for a network that was not kept, or a damaged `audit.csv` or `claims.json`.
     """
     audited, todo = _audited(folder), {}
@@ -179,14 +192,19 @@ def audit_transfers(
         _, claim = audited.get(folder.preset.run_id(run), (None, {}))
         if (not sources or run.source in sources) and claim.get("evaluation") != evaluation:
             todo[run] = evaluation, [other for other in runs if other.source != run.source and not other.round][:1]
+    if not todo and not audited:
+        raise NotYet(f"no network to audit: the table has no transfer that is asked for; {folder.table}")
+    ended = lambda: STOP.is_set() or time.time() > deadline
+    done = 0
     with tqdm(total=len(todo), desc="audit") as bar, ExitStack() as stack:
         if (workers := min(workers, len(todo))) > 1:
             pool = stack.enter_context(processes(workers, threads(folder.preset.network, workers)))
             jobs = {pool.submit(_entry, folder, run, *of): run for run, of in todo.items()}
-            entries = ((jobs[job], job.result()) for job in as_completed(jobs))
+            entries = _finished(jobs, ended)
         else:
             stack.enter_context(torch_threads(threads(folder.preset.network)))
-            entries = ((run, _entry(folder, run, *of, bar.set_postfix_str)) for run, of in todo.items())
+            begun = takewhile(lambda _: not ended(), todo.items())
+            entries = ((run, _entry(folder, run, *of, bar.set_postfix_str)) for run, of in begun)
         for run, entry in entries:
             audited = _audited(folder)  # once more: another process may have added to it
             audited[folder.preset.run_id(run)] = entry
@@ -194,7 +212,20 @@ def audit_transfers(
             write_table(folder.path / "audit.csv", table)
             write_json(folder.path / "claims.json", {"claims": [claim for _, claim in audited.values()]})
             bar.update()
+            done += 1
+    if done < len(todo):
+        raise OutOfTime
     return pd.concat([rows for rows, _ in _audited(folder).values()], ignore_index=True)
+
+
+def _finished(jobs: Mapping[Future, Run], ended: Callable[[], bool]) -> Iterator[tuple[Run, tuple]]:
+    """The runs of jobs that are done, and what they gave; once it is time, those that wait are not begun."""
+    for job in as_completed(jobs):
+        if ended():
+            for other in jobs:
+                other.cancel()
+        if not job.cancelled():
+            yield jobs[job], job.result()
 
 
 def _images(folder: Folder, run: Run) -> Split:
@@ -227,6 +258,7 @@ def _entry(
         "pgd_acc": float(pgd),
         "evaluation": evaluation,
         "sparsity": sparsity,
+        "run": plain(run),
         "pretraining": run.source,
         "failed_checks": found["check"][found["verdict"] == "fails"].tolist(),
         "file": folder.network(run).relative_to(folder.path).as_posix(),
@@ -242,9 +274,9 @@ def _audited(folder: Folder) -> dict[str, tuple[pd.DataFrame, dict[str, Any]]]:
     if not (table.exists() and claims.exists()):
         return {}
     rows = folder.audit()
-    now = {folder.preset.run_id(run) for run in folder.preset.grid() if run.stage == "transfer"}
     of = {Path(claim["file"]).stem: claim for claim in read_json(claims, "claims of an audit")["claims"]}
-    return {id_: (rows[rows["id"] == id_], of[id_]) for id_ in rows["id"].unique() if id_ in of and id_ in now}
+    own = [id_ for id_ in rows["id"].unique() if "run" in of.get(id_, {}) and folder.owns(of[id_]["run"], id_)]
+    return {id_: (rows[rows["id"] == id_], of[id_]) for id_ in own}
 
 
 def active_test(model: nn.Module, x: Tensor, attack: Attack, seed: int = 0, inner: int = 200) -> tuple[int, int]:

@@ -128,7 +128,7 @@ def several(helpers: bool = True) -> Iterator[bool]:
     Raises:
         DwlthError: where a machine has more processes than GPUs.
     """
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+    if "RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", 1)) == 1:  # MPI and SLURM may set the size alone
         yield True
         return
     if not helpers:

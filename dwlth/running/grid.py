@@ -232,9 +232,6 @@ def execute(
     company = "" if len(unit) == 1 else hashlib.sha256("".join(map(preset.run_id, unit)).encode()).hexdigest()[:12]
     checkpoint = folder.checkpoint(unit[-1], company)
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
-    for stale in (path for run in unit for path in checkpoint.parent.glob(f"{preset.run_id(run)}-*.pt")):
-        if stale != checkpoint:
-            stale.unlink(missing_ok=True)  # of these runs in other company, of which some are done since
     began = time.monotonic() - _earlier_seconds(checkpoint)
     training = {"checkpoint": checkpoint, "deadline": deadline, "progress": progress, "stacked": preset.stacks(first)}
     if on_epoch:
@@ -258,7 +255,8 @@ def execute(
         record["provenance"] = results.provenance(folder.device, precision, len(unit), seconds, command)
         files.write_json(folder.record(run), record)
     if kind != "refused":  # what is trained so far is of use once the input is right
-        checkpoint.unlink(missing_ok=True)
+        for path in (path for run in unit for path in checkpoint.parent.glob(f"{preset.run_id(run)}*.pt")):
+            path.unlink(missing_ok=True)  # also of these runs alone, or in other company
     return ends
 
 

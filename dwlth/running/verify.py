@@ -74,7 +74,9 @@ def verify(folder: Folder, files: bool = False) -> tuple[str, bool]:
                 wanted = path.stem
             else:
                 stage, round_ = ("pretrain", 0) if kind == "source" else ("imp", about["round"] - 1)
-                wanted = folder.id_of(Run(stage, about["source"], about["seed"], round_))
+                method = about.get("method", "imp")
+                method = "imp" if kind == "source" or method.startswith("imported") else method
+                wanted = folder.id_of(Run(stage, about["source"], about["seed"], round_, method))
             return None if about["id"] == wanted else f"of the run {about['id']}, where {wanted} should be"
 
         return fault
