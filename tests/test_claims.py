@@ -10,6 +10,7 @@ from scipy import stats
 
 from dwlth import presets
 from dwlth.results import Folder
+from dwlth.results.records import write_table
 from dwlth.show import report
 from dwlth.show.claims import scoreboard
 from dwlth.show.sparsity import savings
@@ -198,7 +199,11 @@ AUDIT = [("a", "adversarial", "passes"), ("b", "adversarial", ""), ("a", "standa
     ("verdicts", "answer", "effect"),
     [
         (AUDIT, "supported", "2 of 2 checks of 2 networks pass"),
-        ([*AUDIT, ("c", "standard", "fails")], "contradicted", "2 of 3 checks of 2 networks pass; standard fails: c"),
+        (
+            [*AUDIT, ("c", "adversarial", ""), ("c", "standard", "fails")],
+            "contradicted",
+            "2 of 3 checks of 2 networks pass; standard fails: c",
+        ),
     ],
 )
 def test_an_audit_has_a_line(verdicts, answer, effect, tmp_path):
@@ -207,7 +212,8 @@ def test_an_audit_has_a_line(verdicts, answer, effect, tmp_path):
     assert len(scoreboard(runs, MARGINS, folder=folder)) == 6  # neither audit nor tickets
     folder.path.mkdir()
     found = pd.DataFrame(verdicts, columns=["check", "source", "verdict"])
-    found.assign(seed=0, id=found["source"]).to_csv(folder.path / "audit.csv", index=False)
+    found = found.assign(found="1 %", honest="", id=found["source"], sparsity=0.0, seed=0)
+    write_table(folder.path / "audit.csv", found)
     line = scoreboard(runs, MARGINS, folder=folder).iloc[-1]
     assert (line["answer"], line["effect"], line["seeds"]) == (answer, effect, 1)
     assert line["claim"] == "The robustness passes every check"

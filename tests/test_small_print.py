@@ -38,7 +38,11 @@ FLOORS = {  # what the modules of a floor may import of the package, as prefixes
     "show": ["show", "running", "method", "data", "fast", "outside"],
     "entrance": ["entrance", "show", "running", "method", "data", "fast", "outside"],
 }
-READERS = {"outside.checkpoints", "outside.downloads"}  # of others' files; they know nothing of runs and results
+READERS = {
+    "outside.checkpoints",
+    "outside.downloads",
+    "outside.torchfiles",
+}  # of others' files; they know nothing of runs and results
 READERS_MAY = READERS | {"data", "errors", "files", "masks"}
 ENTRANCES = {"__main__", "experiment"}  # the command line, and the object of the notebooks: they hold everything
 
