@@ -124,7 +124,7 @@ def _select(args) -> tuple[Folder, list[Run]]:
         folder = replace(folder, preset=replace(folder.preset, seeds=args.seeds, seeds_at={}))
     for kind, wanted, known in (
         ("source", args.source, folder.preset.pretrain),
-        ("stage", getattr(args, "stage", None), STAGES[:3]),
+        ("stage", getattr(args, "stage", None), STAGES[:3]),  # no grid has the others
     ):
         for name in wanted or ():
             if name not in known:

@@ -41,6 +41,8 @@ def tests(
     all_four: bool = False,
     method: str = "imp",
     level: float = 0.95,
+    rule: str = "paired",
+    tolerance: float | None = None,
 ) -> pd.DataFrame:
     """Each ticket against its dense network, paired by seed.
 
@@ -50,6 +52,9 @@ def tests(
         all_four: judge `FOURTH` too.
         method: how the tickets were found.
         level: of the one-sided bounds.
+        rule: `paired`: as below; `mean`: the means alone, for comparison with papers that report one seed: a ticket is
+            double-win if no mean difference is below minus `tolerance`.
+        tolerance: in points, for the rule `mean`.
 
     Returns:
         A row for each downstream task, fraction, source and round above 0 that some seed has all criteria of, or a
@@ -68,8 +73,14 @@ def tests(
         have (tried in a notebook, say) is no part of the sequence, and does not end it.
 
     Raises:
-        DwlthError: for margins that are none.
+        DwlthError: for margins, a rule or a tolerance that are none.
     """
+    if rule not in ("paired", "mean"):
+        raise DwlthError(f"rule is {rule!r}: give paired or mean")
+    if rule == "mean" and (tolerance is None or not tolerance >= 0):
+        raise DwlthError(f"tolerance is {tolerance}: give points of accuracy, 0 or more, for the rule of means")
+    if rule == "paired" and tolerance is not None:
+        raise DwlthError(f"tolerance is {tolerance}: it belongs to the rule of means; the paired rule has margins")
     judged, limits = criteria_of(margins, all_four)
     rows = []
     for key, paired in paired_by_seed(table, judged, method):
@@ -91,6 +102,7 @@ def tests(
     if not rows:
         return pd.DataFrame(columns=["downstream", "fraction", "source", "round", "answer", "why", "in_sequence"])
     found = pd.DataFrame(rows)
+    found = found if rule == "paired" else _by_means(found, tolerance, list(judged))
     return found.assign(in_sequence=_in_sequence(found))
 
 
@@ -107,10 +119,7 @@ def verdict(
     double-win one after the other, from the least sparse on.
 
     Args:
-        table, margins, all_four, method, level: as of `tests`.
-        rule: `paired`: `tests` decide; `mean`: the means alone, for comparison with papers that report one seed: a
-            ticket is double-win if no mean difference is below minus `tolerance`.
-        tolerance: in points, for the rule `mean`.
+        table, margins, rule, tolerance, all_four, method, level: as of `tests`.
 
     Returns:
         A row each: `pairs` (seeds, of the least sparse ticket of the sequence); `round` and `sparsity` (a fraction) of
@@ -121,20 +130,12 @@ def verdict(
         DwlthError: for margins, a rule or a tolerance that are none.
         NotYet: if no ticket can be judged.
     """
-    if rule not in ("paired", "mean"):
-        raise DwlthError(f"rule is {rule!r}: give paired or mean")
-    if rule == "mean" and (tolerance is None or not tolerance >= 0):
-        raise DwlthError(f"tolerance is {tolerance}: give points of accuracy, 0 or more, for the rule of means")
-    if rule == "paired" and tolerance is not None:
-        raise DwlthError(f"tolerance is {tolerance}: it belongs to the rule of means; the paired rule has margins")
-    found = tests(table, margins, all_four, method, level)
+    found = tests(table, margins, all_four, method, level, rule, tolerance)
     if found.empty:
         raise NotYet(
             "no verdict yet: no source has a ticket and its dense network with the same seed, transferred under both "
             "regimes; `python -m dwlth run PRESET` makes them"
         )
-    if rule == "mean":
-        found = _by_means(found, tolerance, list(CRITERIA | FOURTH if all_four else CRITERIA))
     rows = []
     for key, group in found[found["in_sequence"]].groupby(["downstream", "fraction", "source"], sort=False):
         wins, ended = (group[(group["answer"] == "double-win") == won] for won in (True, False))
@@ -325,4 +326,4 @@ def _by_means(found: pd.DataFrame, tolerance: float, names: list[str]) -> pd.Dat
         if row["pairs"] and not (row["answer"] == "not" and "failed" in row["why"]):
             why = "; ".join(f"{name} loses {-row[name]:.1f} points" for name in low)
             found.loc[i, ["answer", "why"]] = ["not" if low else "double-win", why]
-    return found.assign(in_sequence=_in_sequence(found))
+    return found

@@ -162,7 +162,12 @@ def test_an_audit_of_a_part_keeps_the_others_and_one_that_is_stopped_goes_on(tmp
         if len(begun) == 2:
             STOP.set()  # as a signal does
         about = {"id": folder.preset.run_id(run), "source": run.source, "sparsity": 0.0, "seed": run.seed}
-        claim = {"evaluation": evaluation, "run": plain(run), "file": f"networks/{about['id']}.safetensors"}
+        claim = {
+            "evaluation": evaluation,
+            "run": plain(run),
+            "checks": len(rows),
+            "file": f"networks/{about['id']}.safetensors",
+        }
         return rows.assign(**about), claim
 
     monkeypatch.setattr("dwlth.running.audit._entry", entry)
@@ -212,6 +217,7 @@ def test_a_damaged_audit_is_named(spoil, says, tmp_path, capsys):
     rows = [{"check": check, "found": "1 %", "honest": "", "verdict": "passes", "id": id_} for id_, check in names]
     rows = pd.DataFrame(rows).assign(source="standard", sparsity=0.0, seed=0)
     write_table(folder.path / "audit.csv", rows)
+    write_json(folder.path / "claims.json", {"claims": [{"file": f"networks/{id_}.x", "checks": 4} for id_ in "ab"]})
     pd.testing.assert_frame_equal(folder.audit(), rows, check_dtype=False)
     path = folder.path / "audit.csv"
     path.write_text(spoil(path.read_text()))

@@ -414,7 +414,7 @@ def test_the_report_is_whole():
     means = report.report(dip, override(preset, ["margins.sa=3.0"]), "mean", 1.0)
     tested = means.split("Tests of these tickets")[1].split("What follows")[0].splitlines()[2:]
     assert [line.split()[2] for line in tested if line] == [f"{1 - 0.8**k:.2%}" for k in range(1, up_to + 2)]
-    assert "answer" not in means.split("Tests of these tickets")[1].split("What follows")[0]
+    assert [line.split()[-1] for line in tested if line] == ["double-win"] * up_to + ["not"]
     shared = runs.assign(source_seed=0)
     assert "4 transfer seeds of one source: the spread is that of the transfer" in report.report(shared, preset)
     assert "1 run failed (diverged): it counts against its ticket" in report.report(failed(runs[:80], 0, 3), preset)

@@ -124,10 +124,11 @@ class Folder:
         columns = ["check", "found", "honest", "verdict", "id", "source", "sparsity", "seed"]
         again = f"restore the file, or delete it and call {command}"
         found = read_rows(path, "an audit", columns, again, keep_default_na=False)
-        sizes = found.groupby("id").size()
-        if sizes.nunique() > 1:
-            count = f"network {sizes.idxmin()} has {sizes.min()} of {sizes.max()} checks"
-            raise DwlthError(f"{path}: damaged: {count}; {again}")
+        claims = self.path / "claims.json"
+        for claim in read_json(claims, "claims of an audit")["claims"] if claims.exists() else ():
+            id_, had = Path(claim["file"]).stem, claim["checks"]
+            if (has := (found["id"] == id_).sum()) != had:
+                raise DwlthError(f"{path}: damaged: network {id_} has {has} of {had} checks; {again}")
         return found
 
     def write_preset(self) -> None:

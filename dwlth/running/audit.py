@@ -259,6 +259,7 @@ def _entry(
         "evaluation": evaluation,
         "sparsity": sparsity,
         "run": plain(run),
+        "checks": len(found),
         "pretraining": run.source,
         "failed_checks": found["check"][found["verdict"] == "fails"].tolist(),
         "file": folder.network(run).relative_to(folder.path).as_posix(),
@@ -275,7 +276,7 @@ def _audited(folder: Folder) -> dict[str, tuple[pd.DataFrame, dict[str, Any]]]:
         return {}
     rows = folder.audit()
     of = {Path(claim["file"]).stem: claim for claim in read_json(claims, "claims of an audit")["claims"]}
-    own = [id_ for id_ in rows["id"].unique() if "run" in of.get(id_, {}) and folder.owns(of[id_]["run"], id_)]
+    own = [id_ for id_ in rows["id"].unique() if id_ in of and folder.owns(of[id_]["run"], id_)]
     return {id_: (rows[rows["id"] == id_], of[id_]) for id_ in own}
 
 

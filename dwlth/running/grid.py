@@ -134,11 +134,10 @@ def for_autoattack(preset: Preset, found: pd.DataFrame) -> list[Run]:
     verdict (`dwlth.verdict.verdict`), of those with fractions of the preset, with the most data, for each seed."""
     found = with_most_data(found[found["fraction"].isin(preset.fractions)])
     return [
-        Run("autoattack", row.source, seed, k, "imp", row.downstream, "adversarial", row.fraction, own)
-        for row in found.itertuples()
-        for k in sorted({0, int(row.round)})
-        for seed in range(preset.seeds_at.get(row.fraction, preset.seeds))
-        for own in [preset.source_of(seed)]
+        Run("autoattack", of.source, seed, k, "imp", of.downstream, "adversarial", of.fraction, preset.source_of(seed))
+        for of in found.itertuples()
+        for k in sorted({0, int(of.round)})
+        for seed in range(preset.seeds_at.get(of.fraction, preset.seeds))
     ]
 
 

@@ -88,7 +88,7 @@ def verify(folder: Folder, files: bool = False) -> tuple[str, bool]:
     look("checkpoints", sorted((folder.path / "checkpoints").glob("*.pt")), lambda path: read_checkpoint(path) and None)
     look("records", sorted((folder.path / "runs").glob("*.json")), of_record)
 
-    look("audit.csv", list(folder.path.glob("audit.csv")), lambda path: folder.audit() is None and None)
+    look("audit.csv", list(folder.path.glob("audit.csv")), lambda path: len(folder.audit()) and None)
     claims = lambda path: read_json(path, "claims of an audit") and None
     look("claims.json", list(folder.path.glob("claims.json")), claims)
 

@@ -88,8 +88,7 @@ def draw_variance(table: pd.DataFrame, downstream: str, fraction: float | None =
         panel.grid(axis="x", visible=False)
     panels[0].set_ylabel("Share of the spread (%)")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(rounds))
-    of = crossed(table, downstream, fraction, kind)
-    seeds = f"{percent(of['fraction'].iloc[0])} of its data, {of['seed'].nunique()} seeds"
+    seeds = f"{percent(found['fraction'].iloc[0])} of its data, {found['seeds'].max()} seeds"
     figure.suptitle(f"What the spread of the crossing is due to, {downstream}, {seeds} (bars: 95 % intervals)")
     return figure
 

@@ -59,11 +59,11 @@ def variance(
     """How much of the spread of `crossed` is due to what: an analysis of variance with the seeds as blocks.
 
     Returns:
-        A row for each round, criterion and part: `share` of the sum of squares (fractions in [0, 1], 1 in all), and
-        the bounds `low` and `high` of its interval (`jackknife`). The parts are `weights`, `mask`, `match` (that a mask
-        suits the weights it was found with, or any others: their interaction), `seeds`, and `rest`, which is chance. By
-        chance alone weights and mask would have (sources - 1) / (seeds * sources^2 - 1) each, with 10 seeds and 3
-        sources 2 %.
+        A row for each round, criterion and part, with the `fraction` of the data and the number of `seeds`: `share` of
+        the sum of squares (fractions in [0, 1], 1 in all), and the bounds `low` and `high` of its interval
+        (`jackknife`). The parts are `weights`, `mask`, `match` (that a mask suits the weights it was found with, or any
+        others: their interaction), `seeds`, and `rest`, which is chance. By chance alone weights and mask would have
+        (sources - 1) / (seeds * sources^2 - 1) each, with 10 seeds and 3 sources 2 %.
 
     Raises:
         NotYet: as of `crossed`, and for fewer than 2 seeds.
@@ -75,7 +75,8 @@ def variance(
             raise NotYet("one seed has no spread: `python -m dwlth run PRESET --seeds 10` makes more")
         seen, (low, high) = shares(cells[None])[0], jackknife(cells)
         for i, part in enumerate(PARTS):
-            row = {"round": round_, "criterion": criterion, "part": part}
+            row = {"fraction": found["fraction"].iloc[0], "round": round_, "criterion": criterion, "part": part}
+            row["seeds"] = len(cells)
             rows.append(row | {"share": seen[i], "low": low[i], "high": high[i]})
     return pd.DataFrame(rows)
 

@@ -104,7 +104,8 @@ def report(
         NotYet: if no ticket can be judged.
     """
     margins = preset.margins
-    found, tested = verdict(table, margins, rule, tolerance, all_four), tests(table, margins, all_four)
+    how = {"all_four": all_four, "rule": rule, "tolerance": tolerance}
+    found, tested = verdict(table, margins, **how), tests(table, margins, **how)
     lines = [
         f"Preset {preset.name}",
         "",
@@ -113,11 +114,9 @@ def report(
     lines += [FOUR.format(fourth="judged too" if all_four else "shown and not judged"), *notes(table)]
     for task, group in found.groupby("downstream", sort=False):
         lines += ["", f"Sparsest double-win tickets on {task}", _text(readable(group))]
-        last = group.set_index(["fraction", "source"])["next_round"].fillna(tested["round"].max())
-        shown = tested[tested["downstream"] == task]
-        shown = shown[shown["round"].to_numpy() <= last[list(zip(shown["fraction"], shown["source"]))].to_numpy()]
+        shown = tested[(tested["downstream"] == task) & tested["in_sequence"]]
         lines += ["", "Tests of these tickets and the next: ticket minus dense, in points (one-sided 95 % bounds)"]
-        lines += [_text(readable_tests(shown).drop(columns=["answer"] if rule == "mean" else []))]
+        lines += [_text(readable_tests(shown))]
     if rule == "mean" or all_four:
         lines += ["", "What follows is by the paired rule and the three criteria."]
     shares = order(table, margins)
