@@ -285,6 +285,17 @@ def test_results_of_the_readme_are_those_of_the_tables():
     (early,) = epochs.query("method == 'imp' and stage == 'transfer' and epoch_best_ra == 5").itertuples()
     words = f"has {100 * early.sa:.1f} % SA because epoch 6 was kept; epoch 12 has {100 * early.sa_best_sa:.1f} %"
     assert words in TEXT and (early.round, early.epoch_best_sa) == (0, 11)
+    judged = [
+        verdict.tests(rows, presets.get("cifar-small").margins).query("source == 'fast_adversarial' and round == 3")
+        for rows in (photographs, photographs[(photographs["seed"] != early.seed) | (photographs["stage"] == "imp")])
+    ]
+    name = "SA, adversarial transfer"
+    wide, narrow = ((of[f"{name} high"] - of[f"{name} low"])[of["fraction"] == 0.1].item() for of in judged)
+    assert wide > 3 * narrow and "This is why that source's intervals are wide." in TEXT
+    measured = photographs[photographs["device"].str.contains("Xeon") & (photographs["method"] == "imp")]
+    seconds, small = measured.groupby(["stage", "regime", "fraction"])["seconds"].mean(), presets.get("cifar-small")
+    hours = sum(seconds[run.stage, run.regime, run.fraction] for run in small.grid()) / 2 / 3600
+    assert f"the times of our table's rows come to {hours:.0f}, beside other work" in TEXT
     images = photographs.query("stage == 'transfer' and fraction == 0.1")["n_train"].max()
     assert f"10 % ({images:,} images)" in TEXT
     whole = read_table(ROOT / "results" / "cifar-small" / "table.csv").query("fraction == 1 and stage == 'transfer'")
