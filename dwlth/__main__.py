@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import math
-import shlex
 import sys
 import time
 import warnings
@@ -16,7 +15,7 @@ from dwlth import presets, verdict
 from dwlth.errors import DwlthError, NotYet
 from dwlth.outside import tickets
 from dwlth.results import Folder, read_record
-from dwlth.running import distributed, grid, machine, verify
+from dwlth.running import distributed, grid, machine, settings, verify
 from dwlth.running.settings import override
 from dwlth.runs import STAGES, Run
 from dwlth.show import report
@@ -279,19 +278,15 @@ def _ticket(args) -> tuple[Folder, Run]:
 
 def _command(args) -> str:
     """The command to put into records; without the folder, which may be a path of this machine."""
-    words = ["python", "-m", "dwlth", args.name, args.preset]
-    for name in ("seeds", "source", "stage", "set"):
-        value = getattr(args, name, None)
-        for item in value if isinstance(value, list) else [value]:
-            words += [f"--{name}", str(item)] if item is not None else []
-    return shlex.join(words)
+    parts = {name: getattr(args, name, None) for name in ("seeds", "source", "stage")}
+    return settings.command(args.name, args.preset, args.set, **parts)
 
 
 def _verdict_command(args) -> str:
     """The command that prints the whole verdict of these results, for a shell."""
-    words = ["python", "-m", "dwlth", "verdict", args.preset]
-    words += ["--results", args.results] if args.results != "results" else []
-    return shlex.join(words + [word for setting in args.set for word in ("--set", setting)])
+    return settings.command(
+        "verdict", args.preset, args.set, results=args.results if args.results != "results" else None
+    )
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 This is the top layer: nothing of the method imports it.
 """
 
-import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -21,7 +20,7 @@ from dwlth.models import Classifier
 from dwlth.presets import Preset
 from dwlth.results import Folder, read_record
 from dwlth.running import cost, grid, machine
-from dwlth.running.settings import override
+from dwlth.running.settings import command, override
 from dwlth.runs import Run
 from dwlth.show import attacked, audit, claims, crossing, figures, inspection, order, pretraining, report, sparsity
 from dwlth.show import controls as pictures
@@ -65,11 +64,9 @@ class Experiment:
         self.folder = Folder(override(preset, settings), results, data, machine.this_machine(device)[0])
         torch.set_num_threads(machine.threads(self.preset.network))
         self._stamp, self._table = [], pd.DataFrame()
-        words = ["python", "-m", "dwlth", "run", preset.name]
-        for option, path in (("results", results), ("data", data)):
-            words += [f"--{option}", place] if (place := _from_the_kit(path)) != option else []
-        words += [word for setting in settings for word in ("--set", setting)]
-        self._command = shlex.join(words) if preset.name in presets.PRESETS else ""
+        places = {"results": _from_the_kit(results), "data": _from_the_kit(data)}
+        places = {option: None if place == option else place for option, place in places.items()}
+        self._command = command("run", preset.name, settings, **places) if preset.name in presets.PRESETS else ""
 
     def __repr__(self) -> str:
         return f"Experiment({self.preset.name!r}, results={str(self.folder.root)!r})"

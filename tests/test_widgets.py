@@ -6,6 +6,7 @@ import threading
 import time
 
 import ipywidgets as ipw
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -175,6 +176,16 @@ def test_the_numbers_and_the_answer_are_those_of_the_table():
     assert "76.5" not in text(box, "table") and "Double-win: 4 seeds" in text(box)
     find(box, "round").value = 0
     assert "the dense network" in text(box)
+
+
+def test_the_answer_counts_failed_runs_and_the_tickets_before():
+    values, dips = falls_after(19), lambda k, seed: falls_after(19)(k, seed) - 5 * (k == 3)
+    broken = table(values, values, values, seeds=4)
+    lost = (broken["seed"] == 2) & (broken["round"] == 8) & (broken["regime"] == "adversarial")
+    broken.loc[lost, ["status", "sa", "ra"]] = "failed", np.nan, np.nan
+    assert "Not double-win: 1 of 4 seeds failed" in text(explorer(broken, source="adversarial", round=8))
+    after = explorer(table(dips, values, values, seeds=4), source="adversarial", round=8)
+    assert "the verdict ends before it" in text(after)
 
 
 def test_the_margins_move_the_answer_the_picture_and_the_scoreboard(runs):

@@ -2,6 +2,8 @@
 
 import ast
 import dataclasses
+import shlex
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -68,3 +70,13 @@ def _value(old: Any, text: str, setting: str) -> Any:
     if type(value) is not type(old):
         raise DwlthError(f"--set {setting}: {text!r} is no {type(old).__name__}")
     return value
+
+
+def command(verb: str, preset: str, settings: Iterable[str], **options: Any) -> str:
+    """`python -m dwlth VERB PRESET` with options, several of a name as a list and none of a name as None, and with
+    settings, as a shell takes it."""
+    words = ["python", "-m", "dwlth", verb, preset]
+    for name, value in (options | {"set": list(settings)}).items():
+        for item in value if isinstance(value, list) else [value]:
+            words += [f"--{name}", str(item)] if item is not None else []
+    return shlex.join(words)
