@@ -73,8 +73,8 @@ def _value(old: Any, text: str, setting: str) -> Any:
 
 
 def command(verb: str, preset: str, settings: Iterable[str], **options: Any) -> str:
-    """`python -m dwlth VERB PRESET` with options, several of a name as a list and none of a name as None, and with
-    settings, as a shell takes it."""
+    """A command line of dwlth, quoted for a shell. An option with a list is written once for each item, and one that
+    is None is left out."""
     words = ["python", "-m", "dwlth", verb, preset]
     for name, value in (options | {"set": list(settings)}).items():
         for item in value if isinstance(value, list) else [value]:
