@@ -22,7 +22,7 @@ from dwlth.results import Folder, read_record
 from dwlth.running import cost, grid, machine
 from dwlth.running.settings import command, override
 from dwlth.runs import Run
-from dwlth.show import attacked, audit, claims, crossing, figures, inspection, order, pretraining, report, sparsity
+from dwlth.show import attacked, audit, claims, crossing, figures, inspection, order, pretraining, sentences, sparsity
 from dwlth.show import controls as pictures
 
 COMMAND = "dwlth.Experiment.have"
@@ -159,12 +159,12 @@ class Experiment:
         """What these runs would take here, one after the other, by a few timed steps of each kind."""
         return sum(cost.estimate(self.folder, list(runs), machine.threads(self.preset.network)).values())
 
-    def banner(self) -> report.Sentences:
+    def banner(self) -> sentences.Sentences:
         """Which results these are, of how many seeds, and how to see others."""
         try:
-            return report.banner(self.folder, self.table())
+            return sentences.banner(self.folder, self.table())
         except NotYet:
-            return report.banner(self.folder, None)
+            return sentences.banner(self.folder, None)
 
     # networks, tickets and images by name
 
@@ -337,7 +337,7 @@ class Experiment:
 def _from_the_kit(path: str | Path) -> str:
     """A folder as a command names it that is given where README.md lies: what is relative belongs there."""
     whole = Path(path).resolve()
-    return whole.relative_to(report.KIT).as_posix() if whole.is_relative_to(report.KIT) else str(path)
+    return whole.relative_to(sentences.KIT).as_posix() if whole.is_relative_to(sentences.KIT) else str(path)
 
 
 def _choose(what: str, value: Any, known: Iterable) -> Any:

@@ -17,7 +17,8 @@ from dwlth.files import write_json
 from dwlth.recipe import Recipe
 from dwlth.results import Folder
 from dwlth.results.records import write_table
-from dwlth.running.audit import active_test, audit, audit_transfers, calibration_error
+from dwlth.running.audit import audit_transfers
+from dwlth.running.checks import active_test, audit, calibration_error
 from dwlth.runs import plain
 from dwlth.show.audit import checks, draw_audit
 from dwlth.training import STOP, OutOfTime, fit_members

@@ -11,7 +11,7 @@ from scipy import stats
 from dwlth import presets
 from dwlth.results import Folder
 from dwlth.results.records import write_table
-from dwlth.show import report
+from dwlth.show import report, sentences
 from dwlth.show.claims import scoreboard
 from dwlth.show.sparsity import savings
 from dwlth.verdict import verdict
@@ -245,10 +245,10 @@ def test_the_sparsest_ticket_is_found_where_the_two_sided_interval_ends_the_sequ
 
 def test_what_is_said_of_fractions_leaves_out_what_is_not_there():
     runs = planted(lambda *_: 5.0, fractions=(1.0, 0.005)).assign(status="ok")
-    whole = report.of_fractions(runs, "digits5-9")
+    whole = sentences.of_fractions(runs, "digits5-9")
     assert whole.count("RA after adversarial transfer by +") == whole.count("SA after standard transfer by +") == 2
     assert "With 0.5% of the data" in whole
-    part = report.of_fractions(runs[runs["regime"] == "standard"], "digits5-9")
+    part = sentences.of_fractions(runs[runs["regime"] == "standard"], "digits5-9")
     assert part.count("changes SA after standard transfer by +") == 2 and "RA" not in part
 
 

@@ -13,7 +13,7 @@ from dwlth.experiment import Experiment
 from dwlth.results import read_record
 from dwlth.running import grid, machine
 from dwlth.runs import Run, stream
-from dwlth.show import claims, order, report
+from dwlth.show import claims, order, sentences
 
 SETTINGS = ["pretrain.epochs=1", "imp.epochs=1", "transfer.epochs=1", "evaluation.steps=2", "rounds=0,1", "seeds=2"]
 SETTINGS += [f"{stage}.adversarial.attack.steps=2" for stage in ("pretrain", "imp", "transfer")]
@@ -123,8 +123,8 @@ def test_what_is_too_long_is_refused_with_the_command_and_leaves_nothing(empty, 
     ("preset", "results", "settings", "command"),
     [
         ("digits", "results", [], "python -m dwlth run digits"),
-        ("digits", report.KIT / "results", ["splits=by seed"], "python -m dwlth run digits --set 'splits=by seed'"),
-        ("digits", report.KIT / "quickstart", [], "python -m dwlth run digits --results quickstart"),
+        ("digits", sentences.KIT / "results", ["splits=by seed"], "python -m dwlth run digits --set 'splits=by seed'"),
+        ("digits", sentences.KIT / "quickstart", [], "python -m dwlth run digits --results quickstart"),
         (dataclasses.replace(presets.get("digits"), name="mine"), "results", [], ""),
     ],
 )

@@ -20,7 +20,7 @@ from PIL import Image
 from dwlth import presets
 from dwlth.experiment import Experiment
 from dwlth.results import KEY
-from dwlth.show import idea, report
+from dwlth.show import idea, report, sentences
 from dwlth.verdict import transfers, verdict
 
 pytest.importorskip("papermill", reason="the notebooks need the extra dwlth[notebooks]")
@@ -222,12 +222,14 @@ def test_the_banner_names_the_results_and_where_the_others_are(tmp_path, monkeyp
     (tmp_path / "results" / "digits" / "table.csv").touch()
     monkeypatch.chdir(tmp_path / "my-notebooks")
     table, quickstart = pd.DataFrame({"seed": [0, 1, 1]}), Experiment("digits", "../quickstart").folder
-    said = report.banner(quickstart, table, tmp_path)
+    said = sentences.banner(quickstart, table, tmp_path)
     assert "`../quickstart/digits`: 2 seeds, 3 runs" in said and "They are those of your quickstart." in said
     assert 'those that come with the kit, write `results = "../results"`' in said
-    said = report.banner(Experiment("digits", "../results").folder, table[:1], tmp_path)
+    said = sentences.banner(Experiment("digits", "../results").folder, table[:1], tmp_path)
     assert "1 seed, 1 run." in said and "They are those that come with the kit." in said and "write" not in said
-    assert "no results in `../mine/digits` yet" in report.banner(Experiment("digits", "../mine").folder, None, tmp_path)
+    assert "no results in `../mine/digits` yet" in sentences.banner(
+        Experiment("digits", "../mine").folder, None, tmp_path
+    )
 
 
 @pytest.fixture(scope="module")

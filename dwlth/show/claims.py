@@ -13,9 +13,9 @@ import numpy as np
 import pandas as pd
 
 from dwlth.errors import DwlthError, NotYet
-from dwlth.results import Folder, ended
+from dwlth.results import Folder
 from dwlth.runs import percent
-from dwlth.show.crossing import against_imp, crossed
+from dwlth.show import questions
 from dwlth.show.order import resampled
 from dwlth.verdict import CRITERIA, bounds, tests, transfers, verdict
 
@@ -62,19 +62,12 @@ def scoreboard(
         says SA *and* RA); there the interval's level is 1 - 5 % / 3 (or over as many numbers as there are), since any
         would do. Anything else is undecided, and so is what the table has no runs for. Where intervals of 95 % lie on
         both sides of 0, the effect says "mixed". Six more rows, which are not the abstract's, follow where the table
-        has the runs of `dwlth.controls` and `dwlth.connectivity`, and the folder an audit and tickets:
+        and the folder have what they need:
 
-        7. *IMP's mask beats a shuffled one*: SA and RA of IMP's tickets minus those of the same masks, shuffled in each
-           layer; the mean over sources, rounds and tasks. Here and below, with the largest fraction that has such runs.
-        8. *The source of the weights matters more than that of the mask*: in the crossing of masks and weights, for
-           each seed and round the spread (standard deviation) of the means of the sources of the weights minus that of
-           the means of the sources of the masks; the mean over rounds and tasks.
-        9. *IMP must train as its source did*: SA and RA of IMP's tickets minus those that IMP found on the same source
-           with the training of another; the mean over the other trainings, sources, rounds and tasks.
-        10. *No barrier parts two trainings from one start*: supported if the interval of each criterion's barrier (the
-           mean over sources, rounds and tasks) lies below the margin, contradicted if one lies above it (level as
-           above).
-        11. *The robustness passes every check* of `dwlth.running.audit`: supported if all checks of all audited
+        7 to 9 are the first questions of `dwlth.show.questions`, answered as 3 to 6 are.
+        10. *No barrier parts two trainings from one start*, its last: supported if the interval of each criterion's
+           barrier lies below the margin, contradicted if one lies above it (level as above).
+        11. *The robustness passes every check* of `dwlth.running.checks`: supported if all checks of all audited
            networks pass, contradicted if one fails.
         12. *A double-win ticket is less work for dense kernels*: supported if the ticket of claim 1, with the weights
            of its source, needs `FASTER` times fewer multiplications in its convolutions after the exact removal of dead
@@ -119,15 +112,15 @@ def scoreboard(
     figures = [sparsest, sparsest, of_much, of_few, f"gain-{place}.png", of_much]
     rows = [(claim, *answer, figure) for (claim, answer), figure in zip(answers.items(), figures)]
     open_ = {
-        "IMP's mask beats a shuffled one": (_over_shuffled(whole, tasks), f"controls-{place}.png"),
+        "IMP's mask beats a shuffled one": (questions.over_shuffled(whole, tasks), f"controls-{place}.png"),
         "The source of the weights matters more than that of the mask": (
-            _weights_over_mask(whole, tasks),
+            questions.weights_over_mask(whole, tasks),
             f"crossing-{place}.png",
         ),
-        "IMP must train as its source did": (_own_training(whole, tasks), f"training-{place}.png"),
+        "IMP must train as its source did": (questions.own_training(whole, tasks), f"training-{place}.png"),
     }
     rows += [(claim, *_above({"": of}, ""), figure) for claim, (of, figure) in open_.items() if of is not None]
-    if (barriers := _barriers(whole)) is not None:
+    if (barriers := questions.barriers(whole)) is not None:
         answer = _below(barriers, margins)
         rows.append(("No barrier parts two trainings from one start", *answer, f"connectivity-{place}.png"))
     if folder is not None:
@@ -159,71 +152,6 @@ def _gains(table: pd.DataFrame, robust: str) -> tuple[pd.DataFrame, list[str]]:
     every = every.dropna()
     seeds = every.groupby(level=["fraction", "round"])[every.columns[0]].transform("size")
     return every[2 * seeds >= seeds.groupby(level="fraction").transform("max")], tasks
-
-
-def _over_shuffled(table: pd.DataFrame, tasks: list[str]) -> pd.DataFrame | None:
-    """IMP's tickets minus shuffled ones, in points, as of `_by_seed`."""
-    found = []
-    for task in tasks:
-        with suppress(NotYet):
-            found.append(against_imp(table, task).query("method == 'shuffled'").assign(task=task))
-    if not found or pd.concat(found).empty:
-        return None
-    return _by_seed(-pd.concat(found).pivot_table("points", ["seed", "source", "round", "task"], "criterion"))
-
-
-def _weights_over_mask(table: pd.DataFrame, tasks: list[str]) -> pd.DataFrame | None:
-    """The spread over sources of weights minus that over sources of masks, in points, as of `_by_seed`."""
-    spreads = []
-    for task in tasks:
-        with suppress(NotYet):
-            found, cell = crossed(table, task).assign(task=task), ["seed", "round", "task"]
-            of = [found.groupby([*cell, by])[list(CRITERIA)].mean() for by in ("weights", "mask")]
-            weights, mask = (means.groupby(level=cell).std() for means in of)
-            spreads.append(weights - mask)
-    return _by_seed(pd.concat(spreads)) if spreads else None
-
-
-def _own_training(table: pd.DataFrame, tasks: list[str]) -> pd.DataFrame | None:
-    """Tickets of IMP minus those with the training of another source between its rounds, as of `_by_seed`."""
-    found = []
-    for task in tasks:
-        with suppress(NotYet):
-            found.append(crossed(table, task, kind="trained").assign(task=task))
-    if not found:
-        return None
-    cells = pd.concat(found)
-    own, cell = cells["weights"] == cells["mask"], ["seed", "round", "weights", "task"]
-    # the mean of each source first: it has one training of its own, and several others
-    means = [cells[of].groupby(cell)[list(CRITERIA)].mean() for of in (own, ~own)]
-    return _by_seed(means[0] - means[1])
-
-
-def _barriers(table: pd.DataFrame) -> pd.DataFrame | None:
-    """Points lost on the way between two trainings, as of `_by_seed`."""
-    runs = ended(table).query("stage == 'connect'")
-    runs = runs[runs["fraction"] == runs["fraction"].max()]
-    cell = ["seed", "source", "round", "downstream"]
-    of = {regime: rows.set_index(cell) for regime, rows in runs.groupby("regime")}
-    columns = {name: of[regime][f"barrier_{key}"] for name, (regime, key) in CRITERIA.items() if regime in of}
-    return _by_seed(100 * pd.DataFrame(columns)) if columns else None
-
-
-def _by_seed(cells: pd.DataFrame) -> pd.DataFrame | None:
-    """The mean over the cells of an experiment, by seed: of the cells that half of the seeds have or more, and of seeds
-    that have all of these. None where nothing is left.
-
-    Args:
-        cells: a column for each criterion; the index has the seed and what makes a cell. A cell without all criteria
-            is none: a run under way has such.
-    """
-    cells = cells.reindex(columns=list(CRITERIA)).dropna()
-    if cells.empty:
-        return None
-    wide = cells.unstack([name for name in cells.index.names if name != "seed"])
-    count = wide.notna().sum()
-    means = wide.loc[:, 2 * count >= count.max()].dropna().T.groupby(level=0, sort=False).mean().T
-    return None if means.empty else means
 
 
 def _below(barriers: pd.DataFrame, margins: Mapping[str, float]) -> tuple[str, str, int]:

@@ -1,0 +1,85 @@
+"""The kit's own questions of the scoreboard, which the paper leaves open: what the mask brings, and what the weights
+(`dwlth.controls`, `dwlth.connectivity`).
+
+Each answer is a table of points: a row for each seed, a column for each of the verdict's criteria. It is None where the
+table of results has no runs for it. Where it has several fractions of the data, the largest counts.
+"""
+
+from contextlib import suppress
+
+import pandas as pd
+
+from dwlth.errors import NotYet
+from dwlth.results import ended
+from dwlth.show.crossing import against_imp, crossed
+from dwlth.verdict import CRITERIA
+
+
+def over_shuffled(table: pd.DataFrame, tasks: list[str]) -> pd.DataFrame | None:
+    """*IMP's mask beats a shuffled one*: SA and RA of IMP's tickets minus those of the same masks, shuffled in each
+    layer; the mean over sources, rounds and tasks."""
+    found = []
+    for task in tasks:
+        with suppress(NotYet):
+            found.append(against_imp(table, task).query("method == 'shuffled'").assign(task=task))
+    if not found or pd.concat(found).empty:
+        return None
+    return _by_seed(-pd.concat(found).pivot_table("points", ["seed", "source", "round", "task"], "criterion"))
+
+
+def weights_over_mask(table: pd.DataFrame, tasks: list[str]) -> pd.DataFrame | None:
+    """*The source of the weights matters more than that of the mask*: in the crossing of masks and weights, for each
+    seed and round the spread (standard deviation) of the means of the sources of the weights minus that of the means
+    of the sources of the masks; the mean over rounds and tasks."""
+    spreads = []
+    for task in tasks:
+        with suppress(NotYet):
+            found, cell = crossed(table, task).assign(task=task), ["seed", "round", "task"]
+            of = [found.groupby([*cell, by])[list(CRITERIA)].mean() for by in ("weights", "mask")]
+            weights, mask = (means.groupby(level=cell).std() for means in of)
+            spreads.append(weights - mask)
+    return _by_seed(pd.concat(spreads)) if spreads else None
+
+
+def own_training(table: pd.DataFrame, tasks: list[str]) -> pd.DataFrame | None:
+    """*IMP must train as its source did*: SA and RA of IMP's tickets minus those that IMP found on the same source with
+    the training of another; the mean over the other trainings, sources, rounds and tasks."""
+    found = []
+    for task in tasks:
+        with suppress(NotYet):
+            found.append(crossed(table, task, kind="trained").assign(task=task))
+    if not found:
+        return None
+    cells = pd.concat(found)
+    own, cell = cells["weights"] == cells["mask"], ["seed", "round", "weights", "task"]
+    # the mean of each source first: it has one training of its own, and several others
+    means = [cells[of].groupby(cell)[list(CRITERIA)].mean() for of in (own, ~own)]
+    return _by_seed(means[0] - means[1])
+
+
+def barriers(table: pd.DataFrame) -> pd.DataFrame | None:
+    """*No barrier parts two trainings from one start*: what is lost on the straight line between them; the mean over
+    sources, rounds and tasks."""
+    runs = ended(table).query("stage == 'connect'")
+    runs = runs[runs["fraction"] == runs["fraction"].max()]
+    cell = ["seed", "source", "round", "downstream"]
+    of = {regime: rows.set_index(cell) for regime, rows in runs.groupby("regime")}
+    columns = {name: of[regime][f"barrier_{key}"] for name, (regime, key) in CRITERIA.items() if regime in of}
+    return _by_seed(100 * pd.DataFrame(columns)) if columns else None
+
+
+def _by_seed(cells: pd.DataFrame) -> pd.DataFrame | None:
+    """The mean over the cells of an experiment, by seed: of the cells that half of the seeds have or more, and of seeds
+    that have all of these. None where nothing is left.
+
+    Args:
+        cells: a column for each criterion; the index has the seed and what makes a cell. A cell without all criteria
+            is none: a run under way has such.
+    """
+    cells = cells.reindex(columns=list(CRITERIA)).dropna()
+    if cells.empty:
+        return None
+    wide = cells.unstack([name for name in cells.index.names if name != "seed"])
+    count = wide.notna().sum()
+    means = wide.loc[:, 2 * count >= count.max()].dropna().T.groupby(level=0, sort=False).mean().T
+    return None if means.empty else means
