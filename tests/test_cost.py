@@ -118,7 +118,9 @@ def test_an_estimate_ends_after_ten_seconds_and_is_right(clock, start, each):
         found = cost.estimate(folder, preset.grid())
         smallest = 2 * 2.5 * (start + each * 2) * preset.together  # where one is late, each other kind is not timed
         assert now.now <= cost.SECONDS + smallest
-        needs = {run: cost._needs(folder, run, lambda name: data.blank(name) or data.load(name), {}) for run in found}
+        needs = {
+            run: cost._needs(folder, run, lambda name: data.blank(name) or data.load(name), {}, 1) for run in found
+        }
         right = {
             run: sum(n * kind.passes / kind.images * (start + each * kind.images) for kind, n in kinds.items())
             for run, kinds in needs.items()

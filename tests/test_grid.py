@@ -28,7 +28,7 @@ def small(tiny):
 def test_units_hold_runs_that_can_train_side_by_side(tiny):
     tiny = replace(tiny, seeds=3)
     runs = tiny.grid()
-    found = grid.units(tiny, runs)
+    found = tiny.units(runs)
     assert sorted(map(str, runs)) == sorted(str(run) for unit in found for run in unit)
     for unit in found:
         recipes = {repr(tiny.recipe(run)) for run in unit}
@@ -40,7 +40,7 @@ def test_units_hold_runs_that_can_train_side_by_side(tiny):
         "imp": 3,
         "transfer": 10,
     }
-    assert all(len(unit) == 1 for unit in grid.units(replace(tiny, together=1), runs))
+    assert all(len(unit) == 1 for unit in replace(tiny, together=1).units(runs))
 
 
 def test_complete_does_what_is_left_and_makes_lost_files_again(small, tmp_path):
@@ -183,7 +183,7 @@ def test_bad_input_of_one_member_of_a_stack_fails_that_member_alone(small, tmp_p
     monkeypatch.setitem(grid.DO, "transfer", refuse)
     folder = Folder(small, tmp_path)
     runs = grid.left(folder, [run for run in small.grid() if run.fraction == 1])
-    assert any(len({run.seed for run in unit}) == 2 for unit in grid.units(small, runs))
+    assert any(len({run.seed for run in unit}) == 2 for unit in small.units(runs))
     ends = grid.run_all(folder, runs)
     assert {(run.regime, run.seed) for run, end in ends.items() if end != "ok"} == {("standard", 1)}
     assert (folder.collect()["status"] == "ok").all()
@@ -194,7 +194,7 @@ def test_what_a_refused_stack_has_trained_stays_and_goes_once_it_is_done(small, 
     folder, do = Folder(small, tmp_path), grid.DO["transfer"]
     todo = grid.left(folder, small.grid())
     grid.run_all(folder, [run for run in todo if run.stage == "pretrain"])
-    unit = next(unit for unit in grid.units(small, todo) if unit[0].stage == "transfer" and len(unit) == 2)
+    unit = next(unit for unit in small.units(todo) if unit[0].stage == "transfer" and len(unit) == 2)
     kept, alone = folder.checkpoint(unit[-1], "0123456789ab"), folder.checkpoint(unit[0])
     kept.parent.mkdir(parents=True, exist_ok=True)
 

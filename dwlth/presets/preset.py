@@ -1,6 +1,7 @@
 """What a preset is: the numbers of an experiment, the runs they ask for, and what identifies a run."""
 
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -173,6 +174,19 @@ class Preset:
         recipe = self.recipe(run)
         whole = isinstance(recipe, Recipe) and recipe.parts == 1  # a batch in parts has no members
         return self.together > 1 and whole and not (run.stage == "imp" and run.round == 0)
+
+    def units(self, runs: Iterable[Run]) -> list[tuple[Run, ...]]:
+        """The runs in what is done at a time: those that can train side by side, and each other run for itself."""
+        found: list[list[Run]] = []
+        open_: dict[tuple, list[Run]] = {}
+        for run in runs:
+            key = (run.stage, repr(self.recipe(run)), run.downstream, run.fraction, run.stage == "imp" and run.round)
+            unit = open_.get(key) if self.stacks(run) and run.stage != "autoattack" else None
+            if unit is None or len(unit) == self.together:
+                found.append(unit := [])
+                open_[key] = unit
+            unit.append(run)
+        return [tuple(unit) for unit in found]
 
     def config(self, run: Run) -> dict[str, Any]:
         """All that determines the result of a run, as plain JSON values."""

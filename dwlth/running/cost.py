@@ -79,8 +79,8 @@ def estimate(
     """
     task = cache(lambda name: data.blank(name) or folder.dataset(name, 0))
     like: dict = {}  # a dataset for each size of images
-    alike = Counter(_key(folder, run) for run in runs)
-    needs = {run: _needs(folder, run, task, like, alike[_key(folder, run)]) for run in runs}
+    together = {run: len(unit) for unit in folder.preset.units(runs) for run in unit}
+    needs = {run: _needs(folder, run, task, like, together[run]) for run in runs}
     passes_of: Counter[Kind] = Counter()
     for kinds in needs.values():
         for kind, times in kinds.items():
@@ -125,15 +125,8 @@ def _alike(one: Kind, other: Kind) -> bool:
     return (one.task, one.augment.crop, bool(one.members)) == (other.task, other.augment.crop, bool(other.members))
 
 
-def _key(folder: Folder, run: Run) -> tuple:
-    """Of runs that can train side by side."""
-    return run.stage, run.regime, run.downstream, run.fraction, run.stage != "transfer" and (run.source, run.round)
-
-
-def _needs(
-    folder: Folder, run: Run, task: Callable[[str], data.Dataset], like: dict, alike: int = 10**9
-) -> Counter[Kind]:
-    """How often a run does what of each kind; none of it where a source is downloaded. So many runs are `alike`."""
+def _needs(folder: Folder, run: Run, task: Callable[[str], data.Dataset], like: dict, members: int) -> Counter[Kind]:
+    """How often a run, with so many members in its unit, does what of each kind; nothing where a source is given."""
     preset, recipe = folder.preset, folder.preset.recipe(run)
     needs: Counter[Kind] = Counter()
     if isinstance(recipe, Given):
@@ -160,9 +153,7 @@ def _needs(
     if run.stage != "imp" or run.round > 0:
         n_train = round(run.fraction * len(images.train))
         batch = min(n_train, recipe.batch_size)
-        stacked = preset.stacks(run)
-        members = min(preset.together, alike) if stacked else 1
-        kind = Kind(name, recipe.attack, recipe.augment, recipe.precision, batch, members, stacked)
+        kind = Kind(name, recipe.attack, recipe.augment, recipe.precision, batch, members, preset.stacks(run))
         needs[kind] += recipe.epochs * max(1, round(n_train / recipe.batch_size))
         test(images.val, recipe.validation, sum(map(recipe.validates, range(recipe.epochs))))
     return needs

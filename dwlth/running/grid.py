@@ -187,7 +187,7 @@ def run_all(
         else:
             stack.enter_context(torch_threads(each))
         weight = partial(passes, folder)
-        return run_grid(units(folder.preset, runs), work, executor, workers, deadline, weight=weight, lost=lost)
+        return run_grid(folder.preset.units(runs), work, executor, workers, deadline, weight=weight, lost=lost)
 
 
 def _check_writable(path: Path) -> None:
@@ -199,20 +199,6 @@ def _check_writable(path: Path) -> None:
     except OSError as error:
         why = error.strerror.lower()
         raise DwlthError(f"{place}: cannot be written ({why}): give a folder for the results that can") from None
-
-
-def units(preset: Preset, runs: Iterable[Run]) -> list[tuple[Run, ...]]:
-    """The runs in what is done at a time: those that can train side by side, and each other run for itself."""
-    found: list[list[Run]] = []
-    open_: dict[tuple, list[Run]] = {}
-    for run in runs:
-        key = (run.stage, repr(preset.recipe(run)), run.downstream, run.fraction, run.stage == "imp" and run.round)
-        unit = open_.get(key) if preset.stacks(run) and run.stage != "autoattack" else None
-        if unit is None or len(unit) == preset.together:
-            found.append(unit := [])
-            open_[key] = unit
-        unit.append(run)
-    return [tuple(unit) for unit in found]
 
 
 def execute(
