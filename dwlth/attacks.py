@@ -65,8 +65,9 @@ class Attack:
         shape, within `eps` of `x` and within [0, 1].
 
         `model` maps pixels in [0, 1] to logits, so it normalises inside. Its mode, gradients, `requires_grad` flags
-        and (unless `bn="train"`) batch-norm statistics are left as they were. `generator` draws the starts;
-        of several, each draws those of every so manyth row, as the members of a `dwlth.fast.stack.Stack` have them.
+        and (unless `bn="train"`) batch-norm statistics are left as they were. `generator` draws the starts.
+        Of k generators the first draws those of rows 0, k, 2k, ..., the second those of rows 1, k + 1, 2k + 1, ..., as
+        the members of a `dwlth.fast.stack.Stack` have them.
         Or `starts` gives them: the rows of these images in what `self.starts` drew for more.
         """
         if self.steps == 0:

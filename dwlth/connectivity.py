@@ -29,8 +29,8 @@ POINTS = 11
 
 
 def connect(folder: Folder, runs: Sequence[Run], **training) -> list[dict[str, Any]]:
-    """Train the networks of transfers once more, and test the way to the first ones, which must be on disk, on the
-    first `preset.autoattack_images` test images.
+    """Train the network of each transfer once more. Test networks on the straight line between its weights and those of
+    the first training, whose network must be on disk, on the first `preset.autoattack_images` test images.
 
     Args:
         runs, training: as of `dwlth.transfer.transfer`.
@@ -96,8 +96,8 @@ def _between(a: Classifier, b: Classifier, share: float) -> Classifier:
 
 
 def barriers(rows: Sequence[dict[str, float]]) -> dict[str, float]:
-    """By how much the way is worse than the straight line between its ends, where it is worst: a fraction of the images
-    for SA and RA, cross-entropy for the two losses; 0 where it is worse nowhere."""
+    """The most that a network on the way (`way`) is worse than the values at its two ends, interpolated between them: a
+    fraction of the images for SA and RA, cross-entropy for the two losses; 0 where it is worse nowhere."""
     found = {}
     for name in BARRIERS:
         column = name.removeprefix("barrier_")

@@ -285,7 +285,7 @@ class Experiment:
     def controls(
         self, round: int | None = None, fraction: float | None = None, downstream: str | None = None
     ) -> Figure:
-        """What tickets by other ways to prune are better by than IMP's, at one round."""
+        """How many points better than IMP's the tickets of the other methods are, at one round (below 0: worse)."""
         return pictures.draw_controls(self.table(), self.task(downstream), round, fraction)
 
     def crossing(self, kind: str = "crossed", fraction: float | None = None, downstream: str | None = None) -> Figure:

@@ -37,11 +37,12 @@ STOP = threading.Event()
 class Fit:
     """What a training leaves behind, beside the trained model itself.
 
-    `history` has a row per epoch: `epoch` (from 0), `lr`, `loss` and `accuracy` on the (attacked) training images,
-    `val_sa`, `val_ra` and, in FGSM training, `val_fgsm` (RA under `Recipe.single_step`) in [0, 1], None where not
-    measured, `overfits` (`catastrophic_overfitting` of the row), and `seconds`. `best` has, for `sa` and `ra`, the
-    state dict of the network with the best validation value, its epoch and its row's `val_sa` and `val_ra`; the
-    earliest wins. With `Recipe.keep="sound"` it has for `sound` those of the last one without catastrophic overfitting.
+    `history` has a row per epoch: `epoch` (from 0), `lr` (at its start: 0 in the first of `onecycle`), `loss` and
+    `accuracy` on the (attacked) training images, `val_sa`, `val_ra` and, in FGSM training, `val_fgsm` (RA under
+    `Recipe.single_step`) in [0, 1], None where not measured, `overfits` (`catastrophic_overfitting` of the row), and
+    `seconds`. `best` has, for `sa` and `ra`, the state dict of the network with the best validation value, its epoch
+    and its row's `val_sa` and `val_ra`; the earliest wins. With `Recipe.keep="sound"` it has for `sound` those of the
+    last one without catastrophic overfitting.
     `error` says where the loss stopped being a finite number, and is empty where all went well.
     """
 

@@ -80,8 +80,8 @@ def load(name: str, root: str | Path = "data", order: str = "given", seed: int |
             not select a network by it. CIFAR is also read from image files, cifar10/{train,test}/CLASS/* and
             cifar100/..., with an `order` by content.
         order: of the images of CIFAR and SVHN before they are split: `given`: torchvision's; `content`: by a hash of
-            the pixels, so that files of any kind and order give the same splits (our choice). Other datasets have an
-            order of their own.
+            the pixels, so that torchvision's files and image files without loss (PNG), in any order, give the same
+            splits (our choice). Other datasets have an order of their own.
         seed: of the splits of a dataset that has none of its own, the handwritten digits; None: the same split always.
 
     Raises:

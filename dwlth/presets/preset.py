@@ -73,8 +73,8 @@ class Preset:
     keep_networks: bool = False
     """Keep the network that each transfer ends with."""
     together: int = 1
-    """So many alike runs train side by side (`dwlth.fast.stack`): for small networks, whose time is not arithmetic. How
-    many changes no bits; that there are more than one does, and is part of the id."""
+    """So many alike runs train side by side (`dwlth.fast.stack`): for small networks, whose time is not arithmetic. All
+    numbers above 1 give the same bits. 1 gives others, so whether it is above 1 is part of a run's id."""
 
     def __post_init__(self):
         right = {

@@ -41,7 +41,7 @@ DO = {"pretrain": pretrain, "imp": imp_round, "transfer": transfer, "autoattack"
 DO["connect"] = connect
 """What does the runs of each stage."""
 TRIES = 3
-"""How often a run is begun whose worker is lost (our choice, as Dask's)."""
+"""How often a run is handed to Dask before it is `lost` (our choice); each time Dask tries it on up to 4 workers."""
 
 
 def left(folder: Folder, runs: Iterable[Run], files: bool = False) -> list[Run]:

@@ -40,7 +40,7 @@ def scoreboard(
     Returns:
         `claim`; `answer`: `supported`, `contradicted` or `undecided`; `effect`: in words, points with their interval,
         or what is missing; `seeds` that it rests on; `figure`: the file that shows it. All intervals are two-sided,
-        of 95 %, over the seeds. "Of much data" is the largest fraction with two seeds or more in both sources.
+        of 95 %, over the seeds. "Much data" is the largest fraction that has two seeds or more in both sources.
 
         1. *Double-win tickets exist*, with much data. Supported if the verdict has one for any source (and task), with
            one-sided bounds of 1 - 5 % / (sources times tasks), since any would do. Contradicted if the least sparse

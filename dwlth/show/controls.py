@@ -97,7 +97,7 @@ def draw_variance(table: pd.DataFrame, downstream: str, fraction: float | None =
 def draw_controls(
     table: pd.DataFrame, downstream: str, round_: int | None = None, fraction: float | None = None
 ) -> Figure:
-    """What other tickets are better by than IMP's, in points, by method and source at one round, by default that with
+    """How many points better than IMP's the other tickets are, by method and source at one round, by default that with
     the most runs: the mean over the seeds of `dwlth.show.crossing.against_imp`, and its interval.
 
     Raises:

@@ -118,8 +118,8 @@ def jackknife(cells: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def against_imp(table: pd.DataFrame, downstream: str, fraction: float | None = None) -> pd.DataFrame:
     """Each other method against IMP on the same source, paired by seed: a row for each `fraction`, `source`, `round`,
-    `method`, `criterion` and `seed`, with the `points` that it is better by. Crossings and IMP with other training are
-    left out.
+    `method`, `criterion` and `seed`, with the `points` that it is better by than IMP (below 0: worse). Crossings and
+    IMP with other training are left out.
 
     Raises:
         NotYet: where there is none.

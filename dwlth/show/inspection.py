@@ -22,11 +22,12 @@ FILES = ("preset.json", "table.csv")
 
 
 def describe(file: str | Path, unsafe: bool = False) -> str:
-    """One paragraph about a source, a ticket, a transferred network, a record, a table, a `preset.json`, the paper's
-    numbers, or a checkpoint from elsewhere; or about a folder of results, of one preset or of several, or of images.
+    """One paragraph about a source, a ticket, a transferred network, a record, a table, a `preset.json`, an audit's
+    `audit.csv` or `claims.json`, the paper's numbers, or a checkpoint from elsewhere; or about a folder of results, of
+    one preset or of several, or of images.
 
     Args:
-        unsafe: for a checkpoint, see `dwlth.checkpoints.read`.
+        unsafe: for a checkpoint, see `dwlth.outside.checkpoints.read`.
 
     Raises:
         DwlthError: if the file is missing, truncated or none of these.
