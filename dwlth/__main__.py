@@ -155,7 +155,9 @@ def run(args) -> int:
         if ends in STOPPED.values():
             return ends
         _draw(folder)
-        print(report.screen(folder.collect(), folder, _verdict_command(args)))
+        elsewhere = args.results if args.results != "results" else None
+        verdict = settings.command("verdict", args.preset, args.set, results=elsewhere)
+        print(report.screen(folder.collect(), folder, verdict))
         if line := machine.activation():
             print(f"First, once in this shell, so that it finds this python: {line}")
     return ends
@@ -280,13 +282,6 @@ def _command(args) -> str:
     """The command to put into records; without the folder, which may be a path of this machine."""
     parts = {name: getattr(args, name, None) for name in ("seeds", "source", "stage")}
     return settings.command(args.name, args.preset, args.set, **parts)
-
-
-def _verdict_command(args) -> str:
-    """The command that prints the whole verdict of these results, for a shell."""
-    return settings.command(
-        "verdict", args.preset, args.set, results=args.results if args.results != "results" else None
-    )
 
 
 if __name__ == "__main__":

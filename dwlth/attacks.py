@@ -151,7 +151,7 @@ class Attack:
         loss = F.cross_entropy(logits, y, reduction="sum")
         # autograd.grad with one input computes no weight gradients, and leaves every .grad alone
         (gradient,) = torch.autograd.grad(-loss if self.targeted else loss, adv)
-        along = _unit(gradient) if self.norm == "l2" else gradient.sign()
+        along = gradient / _length(gradient) if self.norm == "l2" else gradient.sign()
         return project(torch.add(adv.detach(), along, alpha=self.step_size))
 
     @torch.no_grad()
@@ -165,10 +165,6 @@ class Attack:
 def _length(x: Tensor) -> Tensor:
     """The L2 norm of each image, [N, 1, 1, 1]; not quite 0, so that one can divide by it."""
     return torch.linalg.vector_norm(x, dim=(1, 2, 3), keepdim=True).clamp_min(1e-12)
-
-
-def _unit(x: Tensor) -> Tensor:
-    return x / _length(x)
 
 
 def _project_l2(adv: Tensor, x: Tensor, eps: float) -> Tensor:

@@ -43,7 +43,7 @@ def snip(net: nn.Module, seed: int, images: Tensor, labels: Tensor) -> dict[str,
     """
     weights = prunable(net)
     loss = F.cross_entropy(net.eval()(images), labels)
-    return {name: weight.detach() * g for (name, weight), g in zip(weights.items(), _gradients(loss, weights))}
+    return _times_gradient(weights, loss)
 
 
 def synflow(net: nn.Module, seed: int, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
@@ -57,13 +57,14 @@ def synflow(net: nn.Module, seed: int, images: Tensor, labels: Tensor) -> dict[s
             tensor.abs_()
     weights = prunable(positive)
     flow = positive(torch.ones_like(images[:1], dtype=torch.float64)).sum()
-    scores = {name: weight.detach() * g for (name, weight), g in zip(weights.items(), _gradients(flow, weights))}
+    scores = _times_gradient(weights, flow)
     largest = max(score.max() for score in scores.values())  # so that float32 can hold them
     return {name: score / largest for name, score in scores.items()}
 
 
-def _gradients(value: Tensor, weights: dict[str, nn.Parameter]) -> tuple[Tensor, ...]:
-    return torch.autograd.grad(value, list(weights.values()))
+def _times_gradient(weights: dict[str, nn.Parameter], value: Tensor) -> dict[str, Tensor]:
+    gradients = torch.autograd.grad(value, list(weights.values()))
+    return {name: weight.detach() * gradient for (name, weight), gradient in zip(weights.items(), gradients)}
 
 
 def same(net: nn.Module, seed: int, mask: Mask) -> Mask:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from dwlth.attacks import Attack
 from dwlth.data.augment import Augment
-from dwlth.errors import DwlthError
+from dwlth.errors import DwlthError, check
 from dwlth.runs import later
 
 
@@ -57,32 +57,29 @@ class Recipe:
     one; processes of a number that divides it share them; the result is the same, to rounding."""
 
     def __post_init__(self):
-        for name in ("epochs", "batch_size", "validate_every", "parts"):
-            if getattr(self, name) < 1:
-                raise DwlthError(f"recipe: {name} is {getattr(self, name)}, not 1 or more")
-        if not 0 <= self.momentum < 1 or (self.nesterov and not self.momentum):
-            raise DwlthError(f"recipe: momentum is {self.momentum}: give 0 or more (nesterov: above 0) and less than 1")
-        if not self.weight_decay >= 0:
-            raise DwlthError(f"recipe: weight_decay is {self.weight_decay}: give 0 or more")
-        if self.validation.bn != "eval":
-            raise DwlthError(f"recipe: bn of the validation is {self.validation.bn!r}: networks are measured with eval")
+        choices = {
+            "precision": ("float32", "tf32", "bfloat16"),
+            "schedule": ("constant", "step", "cosine", "onecycle"),
+            "keep": ("last", "sound"),
+        }
+        counts = ("epochs", "batch_size", "validate_every", "parts")
+        momentum = 0 <= self.momentum < 1 and (self.momentum or not self.nesterov)
+        warm_up = 0 <= self.warm_up < 1 and (not self.warm_up or self.schedule == "onecycle")
+        right = {
+            **{name: (getattr(self, name) >= 1, "1 or more") for name in counts},
+            **{name: (getattr(self, name) in words, f"one of {', '.join(words)}") for name, words in choices.items()},
+            "momentum": (momentum, "0 or more (nesterov: above 0) and less than 1"),
+            "weight_decay": (self.weight_decay >= 0, "0 or more"),
+            "lr": (self.lr > 0, "a number above 0"),
+            "warm_up": (warm_up, "0, or for the schedule onecycle a number between 0 and 1"),
+        }
+        for name, (fine, what) in right.items():
+            check(f"recipe: {name}", getattr(self, name), fine, what)
+        check("recipe: bn of the validation", self.validation.bn, self.validation.bn == "eval", "eval")
         if self.attack.targeted or self.validation.targeted:
             raise DwlthError(
                 "recipe: a targeted attack takes targets, but training and validation give the true labels"
             )
-        if not self.lr > 0:
-            raise DwlthError(f"recipe: lr is {self.lr}, not above 0")
-        if self.precision not in ("float32", "tf32", "bfloat16"):
-            raise DwlthError(f"recipe: precision is {self.precision!r}, not one of float32, tf32, bfloat16")
-        if self.schedule not in ("constant", "step", "cosine", "onecycle"):
-            raise DwlthError(f"recipe: schedule is {self.schedule!r}, not one of constant, step, cosine, onecycle")
-        if not 0 <= self.warm_up < 1 or (self.warm_up and self.schedule != "onecycle"):
-            raise DwlthError(
-                f"recipe: warm_up is {self.warm_up}, schedule {self.schedule}: give 0 or more and less than 1 for "
-                "onecycle, and 0 for others"
-            )
-        if self.keep not in ("last", "sound"):
-            raise DwlthError(f"recipe: keep is {self.keep!r}, not one of last, sound")
         if self.keep == "sound" and not self.single_step.steps:
             raise DwlthError(
                 "recipe: keep='sound' watches FGSM training, with a validation attack of several steps in the same ball"

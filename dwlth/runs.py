@@ -11,11 +11,10 @@ from dwlth.controls import METHODS, other
 STAGES = ("pretrain", "imp", "transfer", "autoattack", "connect")
 
 
-def later(before: Any, default: Any = dataclasses.MISSING) -> Any:
-    """A dataclass field that was added after results existed. `before` is the value that means "as before": at this
-    value the field is left out of `plain`, so the ids of earlier results stay what they are. Another `default`
-    changes ids, as it should."""
-    return dataclasses.field(default=before if default is dataclasses.MISSING else default, metadata={"before": before})
+def later(before: Any) -> Any:
+    """A dataclass field that was added after results existed. `before`, its default, means "as before": at this value
+    the field is left out of `plain`, so the ids of earlier results stay what they are."""
+    return dataclasses.field(default=before, metadata={"before": before})
 
 
 def plain(value: Any) -> Any:
@@ -97,9 +96,7 @@ class Run:
         needs = [Run("pretrain", self.source, self.from_seed)]
         if found_by := self.found_by:
             needs += [found_by] if found_by.source == self.source else [*found_by.needs()[:1], found_by]
-        if self.stage in ("autoattack", "connect"):
-            return [replace(self, stage="transfer"), *(needs if self.stage == "connect" else [])]
-        return needs
+        return [replace(self, stage="transfer"), *needs] if self.stage in ("autoattack", "connect") else needs
 
     def __str__(self) -> str:
         words = [self.stage, self.source]

@@ -192,6 +192,7 @@ def test_images_in_colour_are_shown_in_colour(model):
 
 def test_names_of_classes():
     assert attacked.class_names("digits5-9", 5) == ["5", "6", "7", "8", "9"]
+    assert attacked.class_names("digits-mine", 2) == ["class 0", "class 1"]  # a user's own
     assert attacked.class_names("cifar10", 10)[3] == "cat"
     assert attacked.class_names("cifar10", 3) == ["class 0", "class 1", "class 2"]
     assert attacked.class_names("svhn", 10)[0] == "0"

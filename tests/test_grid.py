@@ -284,12 +284,3 @@ def test_a_folder_that_cannot_be_written_is_said_before_anything_is_trained(smal
     monkeypatch.setitem(grid.DO, "pretrain", lambda *_, **__: pytest.fail("something was trained"))
     with pytest.raises(DwlthError, match=r"runs: cannot be written \(permission denied\): give a folder"):
         grid.run_all(folder, grid.left(folder, small.grid()))
-
-
-def test_stopped_while_the_cost_is_estimated_nothing_is_begun(small, tmp_path, monkeypatch):
-    folder, asked = Folder(small, tmp_path), []
-    run = grid.left(folder, small.grid())[0]
-    monkeypatch.setattr(grid, "run_all", lambda *_, **__: pytest.fail("something was begun"))
-    with pytest.raises(NotYet, match="no finished run yet"):
-        grid.complete(folder, [run], stop=lambda: asked.append(1) or True)
-    assert len(asked) == 1

@@ -231,7 +231,7 @@ def test_bfloat16_measures_and_trains_as_float32_does(task, device, monkeypatch)
     assert half == pytest.approx(full, abs=3.5 / len(task.test))  # some three images on the border
     monkeypatch.setattr(evaluation, "available_precision", lambda *_: "float32")  # as where the units are missing
     assert evaluate(model, task.test, pgd, 0, precision="bfloat16") == full
-    with pytest.raises(DwlthError, match="precision is 'half', not one of float32, tf32, bfloat16"):
+    with pytest.raises(DwlthError, match="precision is 'half': give one of float32, tf32, bfloat16"):
         replace(STANDARD, precision="half")
 
 
@@ -239,7 +239,7 @@ def test_the_one_cycle_schedule_rises_and_falls_step_by_step():
     recipe = Recipe(epochs=10, batch_size=32, lr=0.2, schedule="onecycle", warm_up=0.2)
     rates = [recipe.lr_at(epoch, part) for epoch, part in ((0, 0), (0, 0.5), (1, 0), (2, 0), (6, 0), (9, 0.5))]
     assert rates == pytest.approx([0, 0.05, 0.1, 0.2, 0.1, 0.0125])
-    with pytest.raises(DwlthError, match="warm_up is 0.2, schedule constant"):
+    with pytest.raises(DwlthError, match="warm_up is 0.2: give 0, or for the schedule onecycle"):
         Recipe(epochs=1, batch_size=1, lr=0.1, warm_up=0.2)
 
 

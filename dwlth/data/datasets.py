@@ -33,7 +33,7 @@ class Entry:
     sizes: tuple[int, int, int] = ()
     """Training, validation and test images, of a published dataset."""
     classes: tuple[str, ...] | int = 0
-    """Of a published dataset: the names of its classes in the order of the labels, or their number."""
+    """The names of its classes in the order of the labels, or their number."""
     side: int = 32
     """Pixels a side, as they are stored or streamed."""
     mean_std: tuple[tuple[float, ...], tuple[float, ...]] = ()
@@ -290,8 +290,8 @@ def _mean_std(pixels: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
 _CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 DATASETS = {
-    "digits0-4": Entry(partial(_digits, 0, 4)),
-    "digits5-9": Entry(partial(_digits, 5, 9)),
+    "digits0-4": Entry(partial(_digits, 0, 4), classes=tuple("01234")),
+    "digits5-9": Entry(partial(_digits, 5, 9), classes=tuple("56789")),
     # the first so many official training images train, and the 5,000 that follow, the last, validate (paper)
     "cifar10": Entry(
         partial(_published, "cifar10"),

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dwlth import models
 from dwlth.data import MEAN_STD
 from dwlth.errors import DwlthError
 from dwlth.masks import Mask, prunable
@@ -279,13 +280,8 @@ def _zeros(path: Path, state: State) -> list[str]:
 
 def _skeleton(network: str, classes: int, stem: str | None = "7x7") -> nn.Module:
     """One of torchvision's networks without the memory for its weights."""
-    from torchvision import models
-
     with torch.device("meta"):
-        net = getattr(models, network)(num_classes=classes)
-        if stem == "3x3":
-            net.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
-    return net
+        return models.NETWORKS[network + ("-3x3" if stem == "3x3" else "")](classes)
 
 
 def _compare(file: str | Path, found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], whose: str = "") -> None:

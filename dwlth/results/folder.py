@@ -12,7 +12,7 @@ import pandas as pd
 
 from dwlth.data import Dataset, load
 from dwlth.errors import DwlthError, NotYet
-from dwlth.files import read_about, read_json, set_aside, sweep, write_json
+from dwlth.files import read_about, read_json, set_aside, write_json
 from dwlth.presets import Preset
 from dwlth.results.records import KEY, read_record, read_rows, read_table, row, write_table
 from dwlth.runs import Run, plain
@@ -142,10 +142,6 @@ class Folder:
                 set_aside(path, error)
         write_json(path, plain(self.preset))
 
-    def sweep(self) -> None:
-        """Remove what processes that were killed in the middle of writing left behind."""
-        sweep(self.path)
-
     def records(self) -> Iterator[dict[str, Any]]:
         """All readable records, oldest first; one that is no record is named in a warning and set aside."""
         for path in sorted((self.path / "runs").glob("*.json"), key=lambda path: path.stat().st_mtime_ns):
@@ -176,7 +172,7 @@ class Folder:
         """
         id_of = cache(self.id_of)  # of a record, and of its row
         ended = (record for record in self.records() if record["status"] != "refused")  # bad input is no result
-        found = [id_of(_run(record["config"])) == record["id"] and row(record) for record in ended]
+        found = [id_of(run_of(record["config"])) == record["id"] and row(record) for record in ended]
         rows = pd.DataFrame(own).drop_duplicates(KEY, keep="last") if (own := [*filter(None, found)]) else None
         table = read_table(self.table) if self.table.exists() else None
         if table is not None and rows is not None:
@@ -189,7 +185,7 @@ class Folder:
             table = read_table(self.table)
         if table is None:
             raise NotYet(f"{self.path}: no finished run yet; `python -m dwlth run PRESET` makes them")
-        current = [id_of(_run(fields)) == fields["id"] for fields in table.to_dict("records")]
+        current = [id_of(run_of(fields)) == fields["id"] for fields in table.to_dict("records")]
         others = len(table) - sum(current) + len(found) - len(own)
         if others:
             warnings.warn(
@@ -201,7 +197,7 @@ class Folder:
 
     def owns(self, fields: dict[str, Any], id_: str) -> bool:
         """Whether a run, given by fields of `Run`, has this id in this preset."""
-        return self.id_of(_run(fields)) == id_
+        return self.id_of(run_of(fields)) == id_
 
     def id_of(self, run: Run) -> str:
         """The id of a run; empty of one that this preset cannot have."""
@@ -211,7 +207,7 @@ class Folder:
             return ""
 
 
-def _run(fields: dict[str, Any]) -> Run:
+def run_of(fields: dict[str, Any]) -> Run:
     return Run(**{name: fields[name] for name in Run.__dataclass_fields__ if name in fields})
 
 

@@ -106,19 +106,10 @@ def estimate(
 def passes(folder: Folder, run: Run) -> int:
     """How often a run takes an image through its network, forward and back: in proportion to its time, but for what is
     small. Without a clock, so it is at once there, to share out a progress bar."""
-    recipe, preset = folder.preset.recipe(run), folder.preset
-    if isinstance(recipe, Given):
-        return 1
     if run.stage == "autoattack":
-        return AUTOATTACK * preset.autoattack_images
-    name = run.downstream or preset.upstream
-    task = data.blank(name) or folder.dataset(name, 0)
-    images = len(task.test) * (1 + preset.evaluation.steps)
-    if run.stage != "imp" or run.round > 0:
-        images += recipe.epochs * run.fraction * len(task.train) * (1 + recipe.attack.steps)
-        validations = sum(map(recipe.validates, range(recipe.epochs)))
-        images += validations * len(task.val) * (1 + recipe.validation.steps)
-    return round(images)
+        return AUTOATTACK * folder.preset.autoattack_images
+    kinds = _needs(folder, run, lambda name: data.blank(name) or folder.dataset(name, 0), {}, 1)
+    return round(sum(times * kind.passes for kind, times in kinds.items())) or 1
 
 
 def _alike(one: Kind, other: Kind) -> bool:

@@ -66,9 +66,7 @@ def complete(
     *,
     files: bool = False,
     minutes: float = 10.0,
-    workers: int = 1,
     on_epoch: Callable[[Run, dict | None], bool | None] | None = None,
-    stop: Callable[[], bool] = lambda: False,
     by_hand: str = "",
     command: str = "dwlth.running.grid.complete",
 ) -> pd.DataFrame:
@@ -77,10 +75,8 @@ def complete(
     Args:
         files: have the files of these runs on disk too: sources, tickets and the networks of transfers.
         minutes: at most so much work is begun, by the estimate for this machine.
-        workers: processes; one does the work here.
         on_epoch: called with the run under way and each new row of its history, before the first with None; returns
-            True to stop there. One worker only.
-        stop: asked while the cost is estimated, which takes about ten seconds; True: nothing is begun.
+            True to stop there.
         by_hand: the command that does these runs, for the error; by default that of the preset's name.
         command: for the records.
 
@@ -91,17 +87,14 @@ def complete(
         folder = replace(folder, preset=replace(folder.preset, keep_networks=True))
     todo = left(folder, runs, files)
     if todo:
-        try:
-            seconds = sum(estimate(folder, todo, threads(folder.preset.network, workers), stop).values()) / workers
-        except OutOfTime:
-            return folder.collect()
+        seconds = sum(estimate(folder, todo, threads(folder.preset.network)).values())
         if seconds > 60 * minutes:
             raise NotYet(
-                f"{len(todo)} runs are left, about {duration(seconds)} here ({folder.device}, {workers} at a time); "
+                f"{len(todo)} runs are left, about {duration(seconds)} here ({folder.device}, 1 at a time); "
                 f"more than {minutes:g} minutes are not begun here. "
                 f"`{by_hand or _by_hand(folder.preset)}` does them, and can be stopped and resumed"
             )
-        ends = run_all(folder, todo, workers, command=command, on_epoch=on_epoch)
+        ends = run_all(folder, todo, command=command, on_epoch=on_epoch)
         for failed in (run for run, end in ends.items() if end == "failed"):
             warnings.warn(f"failed: {failed}: see {folder.record(failed)}", stacklevel=2)
     return folder.collect()
@@ -168,7 +161,7 @@ def run_all(
     if runs:
         _check_writable(folder.path)
     folder.write_preset()
-    folder.sweep()
+    files.sweep(folder.path)
     for name in {run.downstream or folder.preset.upstream for run in runs}:
         fetch(name, folder.data)  # before several processes do it at once
     shown = workers == 1 and not scheduler and not bars.in_log()

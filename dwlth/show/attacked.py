@@ -58,8 +58,6 @@ def draw_attack_steps(steps: Mapping[str, pd.DataFrame]) -> Figure:
 
 def class_names(dataset: str, classes: int) -> list[str]:
     """What the labels of a dataset stand for: numbers of classes where it is not known here."""
-    if dataset.startswith("digits"):
-        return [str(int(dataset[6]) + label) for label in range(classes)]
     known = DATASETS[dataset].classes if dataset in DATASETS else 0
     if isinstance(known, tuple) and len(known) == classes:
         return list(known)

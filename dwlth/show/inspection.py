@@ -1,6 +1,5 @@
 """Saying what a file is, and what there is on this machine."""
 
-import json
 from pathlib import Path
 
 import pandas as pd
@@ -12,9 +11,9 @@ from dwlth.errors import DwlthError
 from dwlth.files import read_about, read_json
 from dwlth.outside import checkpoints
 from dwlth.results import Folder
+from dwlth.results.folder import read_preset, run_of
 from dwlth.results.records import read_rows
 from dwlth.running.machine import this_machine
-from dwlth.runs import Run
 from dwlth.tickets import load
 
 FILES = ("preset.json", "table.csv")
@@ -68,7 +67,7 @@ def describe(file: str | Path, unsafe: bool = False) -> str:
         return f"{path}: an audit: {count}, of which {(rows['verdict'] == 'fails').sum()} fail."
     if path.suffix == ".json":
         record = results.read_record(path)
-        run = Run(**{key: record["config"][key] for key in Run.__dataclass_fields__ if key in record["config"]})
+        run = run_of(record["config"])
         result = record["result"]
         measured = record["status"] == "ok"
         said = f"SA {_percent(result['sa'])}, RA {_percent(result['ra'])}" if measured else result["error"]
@@ -89,12 +88,12 @@ def describe(file: str | Path, unsafe: bool = False) -> str:
 def _preset(path: Path) -> str:
     """About the numbers of a preset, as `Folder.write_preset` writes them."""
     try:
-        numbers = json.loads(path.read_text())
+        numbers = read_preset(path)
         about = {name: numbers[name] for name in ("name", "network", "upstream", "pretrain", "transfer", "rounds")}
         tasks = ", ".join(numbers["downstream"])
         percents = ", ".join(f"{fraction:.4g}" for fraction in (100 * each for each in numbers["fractions"]))
         seeds = numbers["seeds"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise DwlthError(f"{path}: not the numbers of a preset (truncated or foreign): {error}") from None
     return (
         f"{path}: the numbers of the preset {about['name']}: a {about['network']}, {about['upstream']} to {tasks}; "

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from dwlth import masks
 from dwlth.errors import DwlthError
 from dwlth.files import read_about, write
 from dwlth.models import Classifier
@@ -240,10 +239,7 @@ def _telling(folder: Folder, chosen: list[Run], picked: list[int]) -> int:
 
 
 def _convolutions(model: Classifier) -> list[tuple[str, torch.nn.Conv2d]]:
-    return [
-        (name.removesuffix(".weight"), model.net.get_submodule(name.removesuffix(".weight")))
-        for name in masks.prunable(model.net)
-    ]
+    return [(name, module) for name, module in model.net.named_modules() if isinstance(module, torch.nn.Conv2d)]
 
 
 def _packed(model: Classifier) -> dict[str, Any]:
