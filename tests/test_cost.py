@@ -180,7 +180,6 @@ def test_the_estimate_of_a_run_is_near_its_cost(tiny, tmp_path, monkeypatch, reg
     know is compared: the training and the tests."""
     monkeypatch.setattr(cost, "time", SimpleNamespace(monotonic=time.process_time))
     monkeypatch.setattr("dwlth.training.time", SimpleNamespace(time=time.time, monotonic=time.process_time))
-    monkeypatch.setattr(cost, "SECONDS", 2.0)
     preset = presets.get("digits")
     recipe, steps = preset.transfer[regime], replace(preset.transfer[regime], epochs=2, validation=Attack())
     preset = replace(preset, transfer={**preset.transfer, regime: steps}, evaluation=Attack())
