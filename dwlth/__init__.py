@@ -12,8 +12,6 @@ The modules at the top of this folder are the method. Read them in this order; t
 
     recipe      how one network is trained, or where a trained one comes from
     runs        a run: what it is, and its id
-    controls    other ways to a ticket: what the mask brings, and what the weights
-    connectivity  whether a barrier lies between two trainings from one start
     models      the networks, with the normalisation in front
     sources     the pre-trained networks that tickets are cut from
     errors      what went wrong, and what would be right
@@ -22,6 +20,7 @@ Two more are ways in: `experiment` is all of it in one object, for notebooks; `_
 folders have one duty each:
 
     presets/  every number of an experiment; a preset gives the list of its runs
+    controls/ beyond the paper: other ways to a ticket, and the way between two trainings from one start
     results/  where each file lies, the record of a run, the table
     files/    reading and writing: whole, flushed to the disk, sealed with a checksum
     data/     datasets by name, augmentation, image files

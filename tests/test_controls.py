@@ -13,8 +13,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from dwlth import connectivity, controls, masks, models, sources, tickets, transfer
+from dwlth import controls, masks, models, sources, tickets, transfer
 from dwlth.attacks import Attack
+from dwlth.controls.connectivity import BARRIERS, POINTS, barriers, way
 from dwlth.errors import DwlthError, NotYet
 from dwlth.evaluation import evaluate
 from dwlth.masks import METHODS, Mask
@@ -256,8 +257,8 @@ def test_a_crossing_refuses_other_weights_and_other_architectures(done, tmp_path
 def test_the_way_between_two_trainings(done):
     folder, table = done
     rows = table[table["stage"] == "connect"]
-    assert len(rows) == 4 and rows[connectivity.BARRIERS].notna().all(axis=None)
-    assert table[table["stage"] == "transfer"][connectivity.BARRIERS].isna().all(axis=None)
+    assert len(rows) == 4 and rows[BARRIERS].notna().all(axis=None)
+    assert table[table["stage"] == "transfer"][BARRIERS].isna().all(axis=None)
     run = Run("transfer", "standard", 0, 2, "imp", "digits5-9", "standard")
     again = replace(run, stage="connect")
     one, two = transfer.load(folder, run), transfer.load(folder, again)
@@ -265,17 +266,17 @@ def test_the_way_between_two_trainings(done):
     assert all(torch.equal(*pair) for pair in zip(*(model.net.state_dict().values() for model, _ in starts)))
     assert not torch.equal(one.net.conv1.weight, two.net.conv1.weight)
     test, attack = folder.dataset("digits5-9", 0).test, Attack(0.1, 0.05, 2)
-    path = connectivity.way(one, two, test, attack, 0)
-    assert [row["share"] for row in path] == pytest.approx(np.linspace(0, 1, connectivity.POINTS))
+    path = way(one, two, test, attack, 0)
+    assert [row["share"] for row in path] == pytest.approx(np.linspace(0, 1, POINTS))
     for row, model in ((path[0], one), (path[-1], two)):
         sa, ra = evaluate(model, test, attack, 0, exact=True)
         assert row["sa"] == pytest.approx(sa) and row["ra"] == pytest.approx(ra, abs=0.01)  # batch norm is folded there
         assert row["adversarial_loss"] > row["loss"] > 0
-    together = connectivity.way(one, two, test, attack, 0, stacked=True)
+    together = way(one, two, test, attack, 0, stacked=True)
     assert [row["sa"] for row in together] == pytest.approx([row["sa"] for row in path], abs=0.005)
     for name in ("loss", "adversarial_loss"):
         assert [row[name] for row in together] == pytest.approx([row[name] for row in path], rel=0.01)
-    middle = path[connectivity.POINTS // 2]
+    middle = path[POINTS // 2]
     with torch.no_grad():
         states = [model.net.state_dict() for model in (one, two)]
         one.net.load_state_dict({name: (states[0][name].float() + states[1][name].float()) / 2 for name in states[0]})
@@ -286,7 +287,7 @@ def test_the_way_between_two_trainings(done):
 def test_a_barrier_is_what_lies_above_the_line_between_the_ends():
     columns = ("sa", "ra", "loss", "adversarial_loss")
     rows = [dict(zip(columns, values)) for values in ([0.9, 0.5, 1, 2], [0.7, 0.7, 3.5, 2], [0.8, 0.6, 2, 4])]
-    found = connectivity.barriers(rows)
+    found = barriers(rows)
     assert found == pytest.approx(
         {"barrier_sa": 0.15, "barrier_ra": 0.0, "barrier_loss": 2.0, "barrier_adversarial_loss": 0.0}
     )
@@ -309,7 +310,7 @@ def planted(cell, seeds=5, sources=("standard", "adversarial"), noise=0.3, fract
         for (method, value), regime in product(values.items(), ("standard", "adversarial")):
             sa, ra = (value + seed + noise * rng.standard_normal(2)) / 100
             rows.append(row | {"stage": "transfer", "method": method, "regime": regime, "sa": sa, "ra": ra})
-        way = dict.fromkeys(connectivity.BARRIERS, 0.01 * round_)
+        way = dict.fromkeys(BARRIERS, 0.01 * round_)
         for regime in ("standard", "adversarial"):
             rows.append(row | {"stage": "connect", "method": "imp", "regime": regime, "sa": 0.9, "ra": 0.5} | way)
     return pd.DataFrame(rows)

@@ -122,7 +122,7 @@ def test_the_method_is_small_and_in_reading_order():
     assert "Seven files, fewer than 1,000 lines of code" in section
     assert sum(code_lines(ROOT / name) for name in named) < 1000
     method = [path for path in PACKAGE.glob("*.py") if path.stem not in ENTRANCES]
-    assert sum(len(path.read_text().splitlines()) for path in method) < 2200  # all lines, docstrings and blanks too
+    assert sum(len(path.read_text().splitlines()) for path in method) < 2000  # all lines, docstrings and blanks too
     docstring = ast.get_docstring(ast.parse((PACKAGE / "__init__.py").read_text()))
     described = re.findall(r"^    (\w+)/? ", docstring, re.M) + re.findall(r"; (\w+): ", docstring)
     assert [f"dwlth/{name}.py" for name in described[:7]] == named

@@ -84,11 +84,10 @@ def under_autoattack(folder: Folder, runs: Sequence[Run], **_) -> list[dict[str,
         DwlthError: see `dwlth.outside.autoattack.autoattack`.
     """
     (run,), preset = runs, folder.preset
-    task = folder.dataset(run.downstream, run.seed)
     transferred = replace(run, stage="transfer")
     model = load(folder, transferred)
     mask = tickets.find(folder, run, sources.load(folder, run))
-    test = task.test.take(list(range(min(preset.autoattack_images, len(task.test)))))
+    test = folder.sample(run)
     recipe, seed, attack = preset.recipe(run), stream(run.seed, "autoattack"), preset.evaluation
     sa, ra_pgd = evaluate(model, test, attack, seed, **recipe.measuring)
     right = 0

@@ -40,8 +40,8 @@ class Preset:
     half_sources: bool = False
     """Round the weights of trained sources to float16, on disk and in what starts from them: half the size to carry."""
     autoattack_images: int = 1000
-    """AutoAttack, and the way between two trainings (`dwlth.connectivity`), which take long, see the first so many test
-    images (our choice)."""
+    """AutoAttack, and the way between two trainings (`dwlth.controls.connectivity`), which take long, see the first so
+    many test images (our choice)."""
     order: str = later("given")
     """Of the images of CIFAR and SVHN: `given`: torchvision's (the paper's splits are its first 45,000 and last 5,000);
     `content`: by a hash of the pixels, the same for every way to store them; see `dwlth.data.load`."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from dwlth.data import Dataset, load
+from dwlth.data import Dataset, Split, Streamed, load
 from dwlth.errors import DwlthError, NotYet
 from dwlth.files import read_about, read_json, set_aside, write_json
 from dwlth.presets import Preset
@@ -110,6 +110,11 @@ class Folder:
         the device; see `dwlth.data.load`."""
         split = seed if self.preset.splits == "by seed" else None
         return load(name, self.data, self.preset.order, split).to(self.device)
+
+    def sample(self, run: Run) -> Split | Streamed:
+        """The first `preset.autoattack_images` test images of the run's task, for what takes long for each image."""
+        test = self.dataset(run.downstream, run.seed).test
+        return test.take(list(range(min(self.preset.autoattack_images, len(test)))))
 
     def audit(self) -> pd.DataFrame:
         """`audit.csv`; see `dwlth.running.audit.audit_transfers`.

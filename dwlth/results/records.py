@@ -20,7 +20,7 @@ AGAIN = "restore the file, or delete it: rows whose record is there are made aga
 
 
 BARRIERS = ["barrier_sa", "barrier_ra", "barrier_loss", "barrier_adversarial_loss"]
-"""Columns of the stage `connect`; see `dwlth.connectivity`."""
+"""Columns of the stage `connect`; see `dwlth.controls.connectivity`."""
 
 
 def read_record(path: Path) -> dict[str, Any]:

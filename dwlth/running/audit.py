@@ -12,7 +12,6 @@ from typing import Any
 import pandas as pd
 from tqdm.auto import tqdm
 
-from dwlth.data import Split
 from dwlth.errors import NotYet
 from dwlth.files import read_json, write_json
 from dwlth.results import Folder, provenance
@@ -52,7 +51,7 @@ def audit_transfers(
     """
     audited, todo = _audited(folder), {}
     for run in runs:
-        evaluation = f"AutoAttack (standard), the first {len(_images(folder, run))} test images"
+        evaluation = f"AutoAttack (standard), the first {len(folder.sample(run))} test images"
         _, claim = audited.get(folder.preset.run_id(run), (None, {}))
         if (not sources or run.source in sources) and claim.get("evaluation") != evaluation:
             todo[run] = evaluation, [other for other in runs if other.source != run.source and not other.round][:1]
@@ -92,11 +91,6 @@ def _finished(jobs: Mapping[Future, Run], ended: Callable[[], bool]) -> Iterator
             yield jobs[job], job.result()
 
 
-def _images(folder: Folder, run: Run) -> Split:
-    test = folder.dataset(run.downstream, run.seed).test
-    return test.take(list(range(min(folder.preset.autoattack_images, len(test)))))
-
-
 def _entry(
     folder: Folder,
     run: Run,
@@ -108,7 +102,7 @@ def _entry(
     preset, recipe, attack = folder.preset, folder.preset.recipe(run), folder.preset.evaluation
     measuring = recipe.measuring | {"seed": stream(run.seed, "audit"), "tell": tell}
     measuring |= {"others": {str(other.source): load(folder, other) for other in others}}
-    found = audit(load(folder, run), _images(folder, run), attack, **measuring)
+    found = audit(load(folder, run), folder.sample(run), attack, **measuring)
     sparsity = round(1 - (1 - preset.prune_rate) ** run.round, 4)
     measured = found.set_index("check")["found"]
     clean, _, pgd = measured["SA and RA"].removesuffix(" %").partition(" and ")

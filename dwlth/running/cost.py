@@ -9,7 +9,7 @@ from functools import cache, partial
 
 from dwlth import data, models
 from dwlth.attacks import Attack
-from dwlth.connectivity import POINTS
+from dwlth.controls.connectivity import POINTS
 from dwlth.data import Augment
 from dwlth.evaluation import evaluate
 from dwlth.recipe import Given, Recipe

@@ -16,7 +16,7 @@ from pathlib import Path
 import pandas as pd
 
 from dwlth import files, results
-from dwlth.connectivity import connect
+from dwlth.controls.connectivity import connect
 from dwlth.data import fetch
 from dwlth.errors import DwlthError, NotYet
 from dwlth.evaluation import available_precision

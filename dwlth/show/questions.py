@@ -1,5 +1,5 @@
 """The kit's own questions of the scoreboard, which the paper leaves open: what the mask brings, and what the weights
-(`dwlth.controls`, `dwlth.connectivity`).
+(`dwlth.controls`).
 
 Each answer is a table of points: a row for each seed, a column for each of the verdict's criteria. It is None where the
 table of results has no runs for it. Where it has several fractions of the data, the largest counts.

@@ -43,10 +43,9 @@ def connect(folder: Folder, runs: Sequence[Run], **training) -> list[dict[str, A
     for run, result in zip(runs, results):
         if "error" not in result:
             ends = [load(folder, each) for each in (replace(run, stage="transfer"), run)]
-            test, recipe = folder.dataset(run.downstream, run.seed).test, folder.preset.recipe(run)
-            test = test.take(list(range(min(folder.preset.autoattack_images, len(test)))))
+            recipe = folder.preset.recipe(run)
             looks = {"augment": recipe.augment, "precision": recipe.precision, "stacked": folder.preset.stacks(run)}
-            result["path"] = way(*ends, test, folder.preset.evaluation, stream(run.seed, "way"), **looks)
+            result["path"] = way(*ends, folder.sample(run), folder.preset.evaluation, stream(run.seed, "way"), **looks)
             result |= barriers(result["path"])
     return results
 
