@@ -157,7 +157,7 @@ class Experiment:
 
     def seconds(self, runs: Iterable[Run]) -> float:
         """What these runs would take here, one after the other, by a few timed steps of each kind."""
-        return sum(cost.estimate(self.folder, list(runs), machine.threads(self.preset.network)).values())
+        return sum(cost.estimate(self.folder, list(runs)).values())
 
     def banner(self) -> sentences.Sentences:
         """Which results these are, of how many seeds, and how to see others."""

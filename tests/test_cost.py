@@ -192,7 +192,7 @@ def test_the_estimate_of_a_run_is_near_its_cost(tiny, tmp_path, monkeypatch, reg
     with machine.torch_threads(1):
         alike = [replace(run, seed=seed) for seed in range(10)]
         for _ in range(3):
-            estimate = cost.estimate(Folder(preset, tmp_path), alike, 1)[run]
+            estimate = cost.estimate(Folder(preset, tmp_path), alike)[run]
             began = time.process_time()
             fit_members(nets, steps, [task.train] * 10, [task.val] * 10, seeds=[0] * 10, stacked=True)
             ratios.append(10 * estimate / (time.process_time() - began))

@@ -10,9 +10,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from dwlth import presets
 from dwlth.errors import DwlthError
 from dwlth.outside import downloads
-from dwlth.outside.downloads import KNOWN, Known, fetch
+from dwlth.outside.downloads import KNOWN, fetch
 
 DATA = bytes(range(256)) * 4096  # 1 MiB
 SHA256 = hashlib.sha256(DATA).hexdigest()
@@ -152,7 +153,7 @@ def test_torchvisions_names_bring_their_address_and_hash(server, tmp_path, monke
 
 
 def test_the_pinned_weights_are_torchvisions_first():
-    assert "torchvision:ResNet50_Weights.IMAGENET1K_V1" in KNOWN
+    assert presets.get("paper").pretrain["standard"].where == "torchvision:ResNet50_Weights.IMAGENET1K_V1"
     assert downloads._torchvision("torchvision:ResNet50_Weights.IMAGENET1K_V1").endswith("resnet50-0676ba61.pth")
 
 
@@ -198,5 +199,5 @@ def test_the_real_huggingface_hub_asks_this_server(server, tmp_path, monkeypatch
 
 def test_known_files_are_written_as_fetch_wants_them():
     for where, known in KNOWN.items():
-        assert re.match(r"hf:[\w-]+/[\w-]+/[\w.]+$|torchvision:\w+\.\w+$", where)
-        assert known == Known() or (re.fullmatch("[0-9a-f]{64}", known.sha256) and known.size and not known.checked)
+        assert re.match(r"hf:[\w-]+/[\w-]+/[\w.]+$", where)
+        assert re.fullmatch("[0-9a-f]{64}", known.sha256) and known.size and not known.checked

@@ -463,7 +463,7 @@ def test_a_training_that_would_take_long_is_begun_by_a_second_start(folder):
 def test_stop_ends_the_estimate(folder, monkeypatch):
     timing = threading.Event()
 
-    def estimate(folder, todo, threads, stop):
+    def estimate(folder, todo, stop):
         timing.set()
         while not stop():
             time.sleep(0.01)

@@ -27,14 +27,14 @@ class Known:
     """Whether we saw a file with this size and hash; if not, both are hearsay."""
 
 
-SALMAN = "hf:madrylab/robust-imagenet-models/resnet50_linf_eps{}.ckpt"
 KNOWN = {
-    "torchvision:ResNet50_Weights.IMAGENET1K_V1": Known(),  # the weights of the paper; the API's default is V2
-    **{SALMAN.format(eps): Known() for eps in ("0.5", "1.0", "2.0", "8.0")},
-    SALMAN.format("4.0"): Known(204_818_947, "9e62216975c111b8081481533b6142dec34be69abe5d90b54d7f860015c263db"),
+    "hf:madrylab/robust-imagenet-models/resnet50_linf_eps4.0.ckpt": Known(
+        204_818_947, "9e62216975c111b8081481533b6142dec34be69abe5d90b54d7f860015c263db"
+    )
 }
-"""Sources for `fetch`; eps in 255ths of [0, 1]. The size and hash of the last are from third-party code, unchecked.
-Wong et al.'s weights lie in a Google Drive folder, which gives web pages to programs: fetch those by hand."""
+"""What third-party code says of a source for `fetch`, unchecked. Beside it lie the networks of other eps, in 255ths of
+[0, 1]: 0.5, 1.0, 2.0 and 8.0. Wong et al.'s weights lie in a Google Drive folder, which gives web pages to programs:
+fetch those by hand."""
 
 
 def fetch(where: str | Path, folder: str | Path, sha256: str = "", size: int | None = None) -> Path:

@@ -15,7 +15,7 @@ from dwlth.evaluation import evaluate
 from dwlth.recipe import Given, Recipe
 from dwlth.results import Folder
 from dwlth.running import progress
-from dwlth.running.machine import torch_threads
+from dwlth.running.machine import threads, torch_threads
 from dwlth.runs import Run
 from dwlth.training import OutOfTime, fit_members
 
@@ -60,10 +60,10 @@ class Kind:
 
 
 def estimate(
-    folder: Folder, runs: list[Run], threads: int = 0, stop: Callable[[], bool] = lambda: False
+    folder: Folder, runs: list[Run], workers: int = 1, stop: Callable[[], bool] = lambda: False
 ) -> dict[Run, float]:
-    """Seconds that each of `runs` would take one after the other on this machine, as busy as it is now, on as many
-    threads as torch has or as are given. Published datasets need not be on disk: steps are timed on blank images of
+    """Seconds that each of `runs` would take one after the other on this machine, as busy as it is now, on the threads
+    that one of so many workers has. Published datasets need not be on disk: steps are timed on blank images of
     their size, already decoded.
 
     It takes about `SECONDS`. It counts the passes through the network of each kind of step, and times the kinds from
@@ -88,7 +88,10 @@ def estimate(
     timed = [kind for kind, passes in passes_of.most_common() if passes > SMALL * passes_of.total()]
     seconds: dict[Kind, float] = {}
     build = cache(lambda name, member: _blank(folder, task(name), member))
-    with torch_threads(threads), progress.brief(len(timed), "timing steps, to estimate the cost") as bar:
+    with (
+        torch_threads(threads(folder.preset.network, workers)),
+        progress.brief(len(timed), "timing steps, to estimate the cost") as bar,
+    ):
         end = time.monotonic() + SECONDS
         for i, kind in enumerate(timed):
             left = end - time.monotonic()

@@ -87,7 +87,7 @@ def complete(
         folder = replace(folder, preset=replace(folder.preset, keep_networks=True))
     todo = left(folder, runs, files)
     if todo:
-        seconds = sum(estimate(folder, todo, threads(folder.preset.network)).values())
+        seconds = sum(estimate(folder, todo).values())
         if seconds > 60 * minutes:
             raise NotYet(
                 f"{len(todo)} runs are left, about {duration(seconds)} here ({folder.device}, 1 at a time); "
@@ -109,7 +109,7 @@ def plan(folder: Folder, runs: list[Run], workers: int = 1) -> str:
     costs on this machine; the published datasets need not be on disk. On a CPU, what takes more than two weeks is said
     to need a GPU."""
     todo = left(folder, runs)
-    spent, to_come = folder.seconds(), estimate(folder, todo, threads(folder.preset.network, workers))
+    spent, to_come = folder.seconds(), estimate(folder, todo, workers)
     lines = {}
     for stage in (stage for stage in STAGES if any(run.stage == stage for run in runs)):
         done = [run for run in runs if run.stage == stage and run not in to_come]

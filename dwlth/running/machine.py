@@ -64,9 +64,9 @@ def activation() -> str:
 
 @contextmanager
 def torch_threads(count: int) -> Iterator[None]:
-    """Let torch compute on so many threads meanwhile; 0: on as many as it has."""
+    """Let torch compute on so many threads meanwhile."""
     before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
+    torch.set_num_threads(count)
     try:
         yield
     finally:

@@ -43,13 +43,13 @@ def curves(
     table: pd.DataFrame,
     downstream: str,
     fraction: float,
-    margins: Margins | None = None,
+    margins: Margins,
     sources: Iterable[str] | None = None,
 ) -> Figure:
     """SA and RA of the tickets against their sparsity, under both regimes: a line through the means over seeds for each
-    of `sources` (by default all). With `margins`, marks say whether a ticket is double-win, and the intervals are those
-    of the test: the one-sided 95 % bounds of the paired difference, laid off from the dense level. A ticket whose runs
-    all failed has its mark at the bottom.
+    of `sources` (by default all). Marks say whether a ticket is double-win. The intervals are those of the test: the
+    one-sided 95 % bounds of the paired difference, laid off from the dense level. A ticket whose runs all failed has
+    its mark at the bottom.
 
     Raises:
         NotYet: if there is no transfer to show.
@@ -73,12 +73,7 @@ def curves(
 
 @styled()
 def criteria(
-    table: pd.DataFrame,
-    downstream: str,
-    fraction: float,
-    source: str,
-    round_: int | None = None,
-    margins: Margins | None = None,
+    table: pd.DataFrame, downstream: str, fraction: float, source: str, round_: int | None, margins: Margins
 ) -> Figure:
     """The three criteria of `curves` side by side: the tickets of `source`, those of the other sources faint, and a
     ring around the ticket of IMP round `round_`. A panel without runs is empty.
@@ -240,10 +235,8 @@ def _save(figure: Figure, path: Path) -> Path:
     return path
 
 
-def _tests(table: pd.DataFrame, downstream: str, fraction: float, margins: Margins | None) -> pd.DataFrame:
+def _tests(table: pd.DataFrame, downstream: str, fraction: float, margins: Margins) -> pd.DataFrame:
     """`verdict.tests` of one task and fraction, failed runs counted; no rows where nothing can be judged."""
-    if margins is None:
-        return pd.DataFrame(columns=["source", "round", "answer", "in_sequence"])
     here = (table["downstream"] == downstream) & (table["fraction"] == fraction)
     return verdict.tests(table[here | (table["stage"] == "imp")], margins)
 
@@ -254,7 +247,7 @@ def _curves(
     found: pd.DataFrame,
     criterion: str,
     column: tuple[str, str],
-    margins: Margins | None,
+    margins: Margins,
     looks: Mapping[str, Look],
     marked: Iterable[str],
 ) -> pd.Series:
@@ -268,7 +261,7 @@ def _curves(
     dense = {source: means[source, 0] for source in looks if (source, 0) in means.index}
     for source, level in dense.items():
         panel.axhline(level, color=looks[source].colour, linestyle="--", linewidth=0.8)
-        if margins is not None and criterion and source in marked:
+        if criterion and source in marked:
             panel.axhspan(max(level - margins[metric], 0), level, color=looks[source].colour, alpha=0.12, linewidth=0)
     bottom, top = panel.get_ylim()
     for source in marked:

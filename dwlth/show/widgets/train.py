@@ -207,6 +207,6 @@ def _estimated(folder: Folder, todo: list[Run], stopping: threading.Event, tell:
     """Seconds that `todo` would take; 0 as soon as `stopping` is set."""
     tell(f"{todo[-1]}: estimating how long {len(todo)} run{'s' * (len(todo) != 1)} would take here, some ten seconds")
     try:
-        return sum(cost.estimate(folder, todo, machine.threads(folder.preset.network), stopping.is_set).values())
+        return sum(cost.estimate(folder, todo, stop=stopping.is_set).values())
     except OutOfTime:
         return 0.0
