@@ -22,6 +22,7 @@ from dwlth.running.settings import override
 from dwlth.show.claims import scoreboard
 from dwlth.show.crossing import against_imp, crossed, variance
 from dwlth.show.order import order
+from dwlth.show.style import interval
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "dwlth"
@@ -278,6 +279,15 @@ def test_results_of_the_readme_are_those_of_the_tables():
     assert words in TEXT
     gain = -mean["standard", names[1], "reinit"]
     words = f"standard ticket has {gain:.1f} points more RA with random weights than with its"
+    assert words in TEXT
+    words = (
+        f"has {ra['narrow']:.1f} points less RA and {sa['narrow']:.1f} points less SA after standard transfer than the"
+    )
+    assert words in TEXT
+    dense = pruned.query("source == 'standard' and method == 'narrow' and criterion == @names[1]")["points"]
+    low, high = interval(dense)
+    words = f"It has {mean['standard', names[0], 'narrow']:.1f} points less SA than the standard ticket, and "
+    words += f"{dense.mean():.1f} points more RA ({low:.1f} to {high:.1f})"
     assert words in TEXT
     audited = pd.read_csv(ROOT / "results" / "cifar-small" / "audit.csv")["verdict"].dropna()
     assert f"{(audited == 'passes').sum()} of {len(audited)} checks of them pass" in TEXT

@@ -7,6 +7,7 @@ They are pruning methods like any other, entries of `dwlth.masks.METHODS`:
 - `snip`, `synflow`: scores of pruning before training, here at the pre-trained weights.
 - `reinit`: IMP's mask on random weights.
 - `narrow`: the first channels of each layer, on random weights: a dense network of as few weights as IMP's ticket has.
+  Nothing else of the ticket counts, so sources whose tickets have equally many weights share one network for a seed.
 - `crossed@SOURCE`: the mask that IMP found with the weights of another source.
 - `trained@SOURCE`: IMP on the own weights, with the training of another source in its rounds.
 
