@@ -69,7 +69,8 @@ def estimate(
     It takes about `SECONDS`. It counts the passes through the network of each kind of step, and times the kinds from
     the one with the most passes on. A kind is timed with few images and one step of the attack, then with more while
     there is time for it; from there on time grows with the images as it did last, and with the passes. A kind with
-    less than `SMALL` of all passes, or one that no time is left for, costs as much a pass as one that was timed.
+    less than `SMALL` of all passes, or one that little or no time is left for, costs as much a pass as one that was
+    timed.
 
     Args:
         stop: asked after each timed step.
@@ -93,11 +94,16 @@ def estimate(
         progress.brief(len(timed), "timing steps, to estimate the cost") as bar,
     ):
         end = time.monotonic() + SECONDS
+        for kind in timed[:1]:  # the first step of a process takes long: it is not of a kind's share
+            least = replace(kind, images=min(2, kind.images), attack=Attack(), members=min(1, kind.members))
+            _times(folder.device, task(kind.task), least, partial(build, kind.task), 1, end)
         for i, kind in enumerate(timed):
             left = end - time.monotonic()
             if left > 0 or not seconds:
                 share = left * passes_of[kind] / sum(passes_of[each] for each in timed[i:])
-                seconds[kind] = _seconds(folder.device, task(kind.task), kind, partial(build, kind.task), share, stop)
+                took, images = _seconds(folder.device, task(kind.task), kind, partial(build, kind.task), share, stop)
+                if not seconds or images > min(2, kind.images - 1):  # two images say little of a batch
+                    seconds[kind] = took
             bar.update(1)
     for kind in passes_of:
         if kind not in seconds:
@@ -165,9 +171,9 @@ def _seconds(
     build: Callable[[int], models.Classifier],
     share: float,
     stop: Callable[[], bool],
-) -> float:
-    """Time of one of `kind`, for each member, from what can be timed in about `share` seconds. The smallest is always
-    timed; the mean of several, since a busy machine makes some of them long."""
+) -> tuple[float, int]:
+    """Time of one of `kind`, for each member, from what can be timed in about `share` seconds, and with how many
+    images. The smallest is always timed; the mean of several, since a busy machine makes some of them long."""
     until, steps = time.monotonic() + share, kind.attack.steps
     sizes = [n for n in (2, 8, 32, 128) if n < kind.images] + [kind.images]
     rungs = [(n, min(steps, 1)) for n in sizes] + [(kind.images, few) for few in (4, steps) if few <= steps]
@@ -186,7 +192,7 @@ def _seconds(
             slope = min(max(0.0, now - each) / (images - last), now / images)
         each, last = now, images
     whole = each + slope * (kind.images - last)
-    return whole * kind.passes / kind.images / max(1, kind.members)
+    return whole * kind.passes / kind.images / max(1, kind.members), last
 
 
 def _times(
