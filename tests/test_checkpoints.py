@@ -421,7 +421,8 @@ def test_a_pruned_network_without_a_mask_is_said_to_be_one(net, ticket, tmp_path
         found = read(path)
     assert found.mask is None and "36.00%" in found.notes[0]
     permanent = net.state_dict() | {"conv1.weight": torch.zeros(64, 3, 7, 7)}  # 0.1 % of all
-    with warnings.catch_warnings(action="error"):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
         assert read(save(permanent, tmp_path / "b")).notes == ()
 
 

@@ -79,8 +79,9 @@ def read_rows(path: Path, what: str, columns: list[str], again: str, **how: Any)
     if not content.endswith(b"\n"):
         raise DwlthError(f"{path}: not {what}, or a truncated one: it does not end with a whole line")
     try:
-        # a commit such as 79047530e450 is no number
-        table = pd.read_csv(io.BytesIO(content), dtype={"id": str, "commit": str}, **how)
+        # a commit such as 79047530e450 is no number; the last digit of a fraction counts, and pandas 2 reads it roughly
+        exact = {"dtype": {"id": str, "commit": str}, "float_precision": "round_trip"}
+        table = pd.read_csv(io.BytesIO(content), **exact, **how)
         lines = list(csv.reader(io.StringIO(content.decode(), newline="")))
     except (ValueError, csv.Error) as error:
         raise DwlthError(f"{path}: not {what}: {error}") from None
