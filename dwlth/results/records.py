@@ -79,9 +79,10 @@ def read_rows(path: Path, what: str, columns: list[str], again: str, **how: Any)
     if not content.endswith(b"\n"):
         raise DwlthError(f"{path}: not {what}, or a truncated one: it does not end with a whole line")
     try:
-        # a commit such as 79047530e450 is no number; the last digit of a fraction counts, and pandas 2 reads it roughly
-        exact = {"dtype": {"id": str, "commit": str}, "float_precision": "round_trip"}
-        table = pd.read_csv(io.BytesIO(content), **exact, **how)
+        # a commit such as 79047530e450 is no number; of a fraction the last digit counts, which pandas 2 reads roughly
+        table = pd.read_csv(io.BytesIO(content), dtype=dict.fromkeys(("id", "commit", "fraction"), str), **how)
+        if "fraction" in table:
+            table["fraction"] = table["fraction"].map(float)
         lines = list(csv.reader(io.StringIO(content.decode(), newline="")))
     except (ValueError, csv.Error) as error:
         raise DwlthError(f"{path}: not {what}: {error}") from None
