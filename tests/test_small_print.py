@@ -270,9 +270,8 @@ def test_results_of_the_readme_are_those_of_the_tables():
     words += f"but {attacked['oneshot']:.1f} points less SA after adversarial transfer (one seed)"
     assert words in TEXT
     words = f"Random pruning has {sa['random']:.1f} and {ra['random']:.1f} points less."
-    words += (
-        f" SNIP at the pre-trained weights has {attacked['snip']:.1f} points less SA and {ra['snip']:.1f} points less"
-    )
+    words += f" SNIP at the pre-trained weights (three seeds) has {sa['snip']:.1f} points less SA after standard"
+    words += f" transfer, and {attacked['snip']:.1f} points less SA and {ra['snip']:.1f} points less RA after"
     assert words in TEXT
     mean = -pruned.groupby(["source", "criterion", "method"])["points"].mean()
     sa, ra = (mean["adversarial", name] for name in names)
