@@ -16,18 +16,18 @@ The modules at the top of this folder are the method. Read them in this order; t
     sources     the pre-trained networks that tickets are cut from
     errors      what went wrong, and what would be right
 
-Two more are ways in: `experiment` is all of it in one object, for notebooks; `__main__` is the command line. The
-folders have one duty each:
+The folders have one duty each:
 
-    presets/  every number of an experiment; a preset gives the list of its runs
-    controls/ beyond the paper: other ways to a ticket, and the way between two trainings from one start
-    results/  where each file lies, the record of a run, the table
-    files/    reading and writing: whole, flushed to the disk, sealed with a checksum
-    data/     datasets by name, augmentation, image files
-    fast/     small networks side by side, batch norm folded away, dead channels removed, a batch shared by processes
-    outside/  what others made: checkpoints, downloads, AutoAttack, tickets of the paper's public code
-    running/  many runs: which are left, what they cost, on which processes; torchrun; `--set`
-    show/     figures, the scoreboard of claims, analysis, reports, inspection, widgets
+    presets/   every number of an experiment; a preset gives the list of its runs
+    controls/  beyond the paper: other ways to a ticket, and the way between two trainings from one start
+    results/   where each file lies, the record of a run, the table
+    files/     reading and writing: whole, flushed to the disk, sealed with a checksum
+    data/      datasets by name, augmentation, image files
+    fast/      small networks side by side, batch norm folded away, dead channels removed, a batch shared by processes
+    outside/   what others made: checkpoints, downloads, AutoAttack, tickets of the paper's public code
+    running/   many runs: which are left, what they cost, on which processes; torchrun; `--set`
+    show/      figures, the scoreboard of claims, analysis, reports, inspection, widgets
+    interface/ the ways in: all of it in one object, for notebooks, and the command line
 
 `python -m dwlth --help` lists the commands. README.md has the rest.
 """
@@ -37,7 +37,7 @@ __version__ = "0.1.0"
 
 def __getattr__(name: str):
     if name == "Experiment":  # late: it brings pandas and matplotlib
-        from dwlth.experiment import Experiment
+        from dwlth.interface.experiment import Experiment
 
         return Experiment
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from dwlth import presets
-from dwlth.__main__ import main
 from dwlth.attacks import Attack
 from dwlth.errors import DwlthError, NotYet
 from dwlth.files import write_json
+from dwlth.interface.commands import main
 from dwlth.recipe import Recipe
 from dwlth.results import Folder
 from dwlth.results.records import write_table

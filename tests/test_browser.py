@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from test_playground import NINE, after, answers, draw
 
-from dwlth.experiment import Experiment
+from dwlth.interface.experiment import Experiment
 from dwlth.results import read_record
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install -e '.[test]'")

@@ -17,8 +17,8 @@ from torch import nn
 from torch.nn.utils import prune
 
 from dwlth import files, masks, presets, tickets
-from dwlth.__main__ import main
 from dwlth.errors import DwlthError
+from dwlth.interface.commands import main
 from dwlth.outside import checkpoints
 from dwlth.outside.checkpoints import IMAGENET, load_into, read, write_reference_ticket
 from dwlth.outside.tickets import export_reference, import_reference

@@ -10,8 +10,8 @@ from PIL import Image
 from torchvision.models import resnet18, resnet50
 
 from dwlth import masks, models, presets, sources, tickets
-from dwlth.__main__ import main
 from dwlth.errors import DwlthError
+from dwlth.interface.commands import main
 from dwlth.outside import checkpoints
 from dwlth.recipe import Given
 from dwlth.results import Folder, read_table

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from dwlth import files, presets, tickets
-from dwlth.__main__ import main
+from dwlth.interface.commands import main
 from dwlth.masks import prunable
 from dwlth.results import Folder, read_table
 from dwlth.running import grid
@@ -41,7 +41,7 @@ PROVENANCE = [
 KILLED = """
 import os, signal, sys
 import dwlth.training
-from dwlth.__main__ import main
+from dwlth.interface.commands import main
 
 dwlth.training.CHECKPOINT_SECONDS = 0
 left, replace = int(sys.argv[1]), os.replace
@@ -93,7 +93,7 @@ def copy(road, tmp_path):
 @pytest.fixture
 def undrawn(monkeypatch):
     """Figures take longer than the tiny runs."""
-    monkeypatch.setattr("dwlth.__main__._draw", lambda folder: [])
+    monkeypatch.setattr("dwlth.interface.commands._draw", lambda folder: [])
 
 
 def test_the_whole_road(road):

@@ -164,7 +164,7 @@ def test_an_estimate_computes_on_one_thread_for_a_small_network(monkeypatch, tin
 
 
 def test_an_experiment_chooses_the_threads_of_its_process(monkeypatch):
-    from dwlth.experiment import Experiment
+    from dwlth.interface.experiment import Experiment
 
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(machine, "_cores", lambda: 2)

@@ -322,7 +322,7 @@ def test_each_process_decodes_its_own_images(tmp_path, monkeypatch):
 def test_torchrun_gives_the_table_of_one_process(tmp_path, tiny_args, monkeypatch):
     from test_command_line import PROVENANCE
 
-    from dwlth.__main__ import main
+    from dwlth.interface.commands import main
     from dwlth.results import read_table
 
     settings = ["pretrain.parts=2", "imp.parts=2", "transfer.parts=2", "pretrain.epochs=1", "imp.epochs=1"]
@@ -333,7 +333,7 @@ def test_torchrun_gives_the_table_of_one_process(tmp_path, tiny_args, monkeypatc
     ran = subprocess.run([*torchrun, *args, "--results", str(tmp_path / "two")], capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.count("runs ok") == 1
-    monkeypatch.setattr("dwlth.__main__._draw", lambda folder: [])
+    monkeypatch.setattr("dwlth.interface.commands._draw", lambda folder: [])
     assert main([*args, "--results", str(tmp_path / "one"), "--workers", "1"]) == 0
     tables = [read_table(next((tmp_path / name).glob("*/table.csv"))) for name in ("one", "two")]
     assert "processes" not in tables[0] and (tables[1].pop("processes") == 2).all()

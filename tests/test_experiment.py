@@ -9,7 +9,7 @@ import torch
 
 from dwlth import presets, tickets, verdict
 from dwlth.evaluation import evaluate
-from dwlth.experiment import Experiment
+from dwlth.interface.experiment import Experiment
 from dwlth.results import read_record
 from dwlth.running import grid, machine
 from dwlth.runs import Run, stream
@@ -39,7 +39,7 @@ def test_it_comes_with_the_package_and_late():
     code = """import sys, dwlth
 assert not {"pandas", "matplotlib", "torch"} & sys.modules.keys()
 from dwlth import Experiment
-assert Experiment.__module__ == "dwlth.experiment"
+assert Experiment.__module__ == "dwlth.interface.experiment"
 try:
     dwlth.experimant
 except AttributeError:

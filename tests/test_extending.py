@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from dwlth import data, masks, models, presets
-from dwlth.__main__ import main
 from dwlth.data.datasets import Entry
 from dwlth.errors import DwlthError
+from dwlth.interface.commands import main
 from dwlth.masks import Method
 from dwlth.results import read_table
 

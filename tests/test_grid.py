@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from dwlth import data, masks, presets, sources, tickets, transfer
-from dwlth.__main__ import main
 from dwlth.attacks import Attack
 from dwlth.errors import DwlthError, NotYet
 from dwlth.evaluation import evaluate
 from dwlth.files import read_tensors
+from dwlth.interface.commands import main
 from dwlth.results import Folder, read_table
 from dwlth.running import cost, grid, machine
 from dwlth.running.settings import override

@@ -21,9 +21,9 @@ import pytest
 import torch
 
 from dwlth import files, sources, tickets, training
-from dwlth.__main__ import main
 from dwlth.errors import DwlthError
 from dwlth.files import disk
+from dwlth.interface.commands import main
 from dwlth.outside import checkpoints
 from dwlth.results import Folder, read_record, read_table
 from dwlth.results.provenance import _commit

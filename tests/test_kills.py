@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-import dwlth.__main__
+import dwlth.interface.commands
 from dwlth import presets, training
-from dwlth.__main__ import main
 from dwlth.errors import NotYet
+from dwlth.interface.commands import main
 from dwlth.recipe import Recipe
 from dwlth.results import Folder, read_table
 from dwlth.running import grid
@@ -58,7 +58,7 @@ def forked(target, *args):
 def quietly(args):
     """The command, with a checkpoint after each epoch and no figures; ends this process."""
     training.CHECKPOINT_SECONDS = 0.0
-    dwlth.__main__._draw = lambda folder: []
+    dwlth.interface.commands._draw = lambda folder: []
     sink = os.open(os.devnull, os.O_WRONLY)
     os.dup2(sink, 1)
     os.dup2(sink, 2)
@@ -161,7 +161,7 @@ def grid_seed(stage):
 def test_a_signal_finishes_the_step_saves_and_says_what_is_left(name, code, tmp_path, monkeypatch, capfd):
     if not hasattr(signal, name):
         pytest.skip(f"no {name} here")
-    monkeypatch.setattr(dwlth.__main__, "_draw", lambda folder: [])
+    monkeypatch.setattr(dwlth.interface.commands, "_draw", lambda folder: [])
     before = signal.getsignal(getattr(signal, name))
     send_in_the_first_epoch(monkeypatch, getattr(signal, name))
     args = [*words(tmp_path), "--stage", "pretrain", "--stage", "imp"]

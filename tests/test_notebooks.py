@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from dwlth import presets
-from dwlth.experiment import Experiment
+from dwlth.interface.experiment import Experiment
 from dwlth.results import KEY
 from dwlth.show import idea, report, sentences
 from dwlth.verdict import transfers, verdict

@@ -17,8 +17,8 @@ from torch.nn import functional as F
 from dwlth import presets, tickets, transfer
 from dwlth.attacks import Attack
 from dwlth.errors import DwlthError
-from dwlth.experiment import Experiment
 from dwlth.files import write_tensors
+from dwlth.interface.experiment import Experiment
 from dwlth.results import Folder
 from dwlth.show import playground, style
 

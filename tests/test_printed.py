@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from dwlth import presets
-from dwlth.__main__ import _parser, main
+from dwlth.interface.commands import _parser, main
 from dwlth.running import machine
 from dwlth.running.settings import override
 
@@ -97,7 +97,7 @@ def test_the_commands_of_the_last_screen_run_in_a_new_shell(tmp_path, monkeypatc
     (here / "my results" / "digits").mkdir(parents=True)
     shutil.copy(ROOT / "results" / "digits" / "table.csv", here / "my results" / "digits")
     monkeypatch.chdir(here)
-    monkeypatch.setattr("dwlth.__main__._draw", lambda folder: [])
+    monkeypatch.setattr("dwlth.interface.commands._draw", lambda folder: [])
     bare = os.pathsep.join(p for p in os.environ["PATH"].split(os.pathsep) if not p.startswith(sys.prefix))
     monkeypatch.setenv("PATH", bare)
     assert main(["run", "digits", "--results", "my results"]) == 0

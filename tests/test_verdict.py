@@ -6,8 +6,8 @@ import pytest
 from scipy import stats
 
 from dwlth import presets, verdict
-from dwlth.__main__ import main
 from dwlth.errors import DwlthError, NotYet
+from dwlth.interface.commands import main
 from dwlth.results import KEY, Folder, read_table
 from dwlth.results.records import write_table
 from dwlth.running.settings import override

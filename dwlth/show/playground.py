@@ -28,7 +28,7 @@ from dwlth.show.attacked import class_names
 from dwlth.transfer import load
 
 if TYPE_CHECKING:
-    from dwlth.experiment import Experiment
+    from dwlth.interface.experiment import Experiment
 
 HERE = Path(__file__).parent
 EACH = 12
