@@ -113,7 +113,8 @@ def fit_members(
 
     Raises:
         OutOfTime: at the deadline, or when `on_epoch` says so.
-        DwlthError: where the processes of a team cannot share the parts of a batch, or a stack has any.
+        DwlthError: where the processes of a team cannot share the parts of a batch, or a stack has any; where a batch
+            leaves so few images that batch norm refuses them.
     """
     model, mask = models[0], masks[0] if masks else None
     check("recipe: parts", recipe.parts, not stacked or recipe.parts == 1, "1 to networks side by side")
@@ -240,9 +241,13 @@ def _step(model: Classifier, recipe: Recipe, optimizer: torch.optim.SGD, parts: 
     optimizer.zero_grad()
     for first, x, y, starts in reversed(parts):  # the first part comes last, so its running statistics stay
         with nullcontext() if first else frozen(model):
-            with precision_of(recipe.precision, x.device):  # once for a part, which so casts the weights once
-                x = recipe.attack(model, x, y, starts=starts)
-                logits = model(x)
+            try:
+                with precision_of(recipe.precision, x.device):  # once for a part, which so casts the weights once
+                    x = recipe.attack(model, x, y, starts=starts)
+                    logits = model(x)
+            except ValueError as error:  # batch norm's: one image of one pixel has no variance
+                what = f"recipe: batch_size is {recipe.batch_size}, which leaves a batch of {len(y)}"
+                raise DwlthError(f"{what}: this network refuses it ({error}): give another batch_size") from None
             losses = F.cross_entropy(logits.float(), y, reduction="none").view(-1, model.members)
             (losses.sum() / count).backward()
         right = (logits.argmax(1) == y).view(-1, model.members)

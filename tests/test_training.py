@@ -8,6 +8,7 @@ import torch
 
 from dwlth import evaluation, masks, models, training
 from dwlth.attacks import Attack
+from dwlth.data import Split
 from dwlth.errors import DwlthError
 from dwlth.evaluation import evaluate
 from dwlth.recipe import Recipe
@@ -177,6 +178,17 @@ def test_refuses_a_bad_checkpoint(model, task, tmp_path, content):
     torch.save({"a": 1}, path) if content == "torch" else path.write_bytes(content)
     with pytest.raises(DwlthError, match="run.pt: not (a|the) checkpoint"):
         fit(model, STANDARD, task.train, task.val, seed=0, checkpoint=path)
+
+
+def test_a_batch_too_small_for_batch_norm_is_refused_by_name(device):
+    images = torch.randint(0, 256, (5, 3, 32, 32), dtype=torch.uint8, device=device)  # ResNet-18 sees one pixel at last
+    few = Split(images, torch.arange(5, device=device))
+    net = models.build("resnet18", 5, [0.5] * 3, [0.5] * 3, seed=0).to(device)
+    for attack in (Attack(), Attack(0.1, 0.1, 1, bn="train")):
+        recipe = Recipe(epochs=1, batch_size=4, lr=0.1, attack=attack, validation=Attack())
+        with pytest.raises(DwlthError, match="batch_size is 4, which leaves a batch of 1: .* give another batch_size"):
+            fit(net, recipe, few, few, seed=0)
+    fit(net, replace(recipe, batch_size=3), few, few, seed=0)
 
 
 def row(sa, fgsm, pgd):
