@@ -364,7 +364,8 @@ def test_images_that_are_not_there_are_said(tmp_path, capsys, tiny_args):
         (["run", "digits", "--minutes", "nan"], "--minutes nan: give a number above 0"),
         (["run", "digits", "--workers", "0"], "workers is 0"),
         (["run", "digits", "--seeds", "0"], "seeds is 0"),
-        (["run", "digits", "--device", "abacus"], "device 'abacus'"),
+        (["run", "digits", "--device", "abacus"], " ...): give cpu, or cuda where torch finds a GPU"),
+        (["run", "digits", "--device", "meta"], "device 'meta' (Cannot copy out of meta tensor"),  # computes nothing
         (["run", "digits", "--set", "prune_rate=-0.2"], "prune_rate is -0.2"),
         (["verdict", "digits", "--rule", "mean", "--tolerance", "-1"], "tolerance is -1.0: give points"),
         (["verdict", "digits"], "no finished run yet"),

@@ -6,6 +6,7 @@ import shlex
 import shutil
 import signal
 import sys
+import textwrap
 import threading
 import time
 import warnings
@@ -39,9 +40,10 @@ def this_machine(device: str | None = None, workers: int | None = None) -> tuple
     if workers > 1 and team.current.size > 1:
         raise DwlthError(f"workers is {workers}: give 1 under torchrun, whose processes work on one run at a time")
     try:
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).tolist()
     except (RuntimeError, AssertionError) as error:
-        raise DwlthError(f"device {device!r}: {str(error).splitlines()[0]}") from None
+        why = textwrap.shorten(str(error).partition(". ")[0], 80, placeholder=" ...")  # torch writes a page
+        raise DwlthError(f"device {device!r} ({why}): give cpu, or cuda where torch finds a GPU") from None
     return device, workers
 
 
