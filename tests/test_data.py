@@ -3,6 +3,7 @@ import hashlib
 import http.server
 import pickle
 import shutil
+import socket
 import subprocess
 import sys
 import tarfile
@@ -234,6 +235,15 @@ def test_what_is_absent_is_downloaded_and_checked(tmp_path, monkeypatch, server)
     monkeypatch.setattr(datasets.CIFAR10, "tgz_md5", md5(archive))
     shrink(monkeypatch, "cifar10")
     assert len(data.load("cifar10", tmp_path / "here").val) == 50
+
+
+def test_a_server_that_falls_silent_is_not_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets_module, "PATIENCE", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes the call, and says nothing
+        monkeypatch.setenv("no_proxy", "*")
+        monkeypatch.setattr(datasets.CIFAR10, "url", f"http://127.0.0.1:{silent.getsockname()[1]}/cifar.tar.gz")
+        with pytest.raises(DwlthError, match=r"cannot be downloaded \(.*timed out.*\): put cifar-10-batches-py/ of"):
+            data.load("cifar10", tmp_path)
 
 
 @pytest.mark.parametrize("name, where", [("cifar100", "cifar-100-python/"), ("svhn", "train_32x32.mat and test_32x32")])

@@ -3,6 +3,7 @@
 import hashlib
 import inspect
 import re
+import socket
 import sys
 import threading
 import types
@@ -11,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from dwlth import presets
+from dwlth.data import datasets
 from dwlth.errors import DwlthError
 from dwlth.outside import downloads
 from dwlth.outside.downloads import KNOWN, fetch
@@ -29,6 +31,7 @@ class Handler(BaseHTTPRequestHandler):
         self.server.got += 1
         if self.begin():
             self.wfile.write(self.server.data[: self.server.at_most])
+            self.server.speaks.wait(20)
 
     def begin(self):
         if "gone" in self.path:
@@ -46,6 +49,8 @@ class Handler(BaseHTTPRequestHandler):
 def server():
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.data, server.knows_head, server.at_most, server.got = DATA, True, len(DATA), 0
+    server.speaks = threading.Event()
+    server.speaks.set()
     server.url = f"http://127.0.0.1:{server.server_port}/weights/a%20b.pth?dl=1"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
@@ -87,6 +92,17 @@ def test_two_addresses_with_one_file_name_give_two_files(server, tmp_path):
     second = fetch(other, tmp_path)
     assert first.name == second.name and first.read_bytes() == DATA and second.read_bytes() == DATA[::-1]
     assert fetch(one, tmp_path) == first and server.got == 2
+
+
+def test_a_server_that_falls_silent_is_not_waited_for(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets, "PATIENCE", 0.2)
+    server.at_most, before = 1000, socket.getdefaulttimeout()
+    server.speaks.clear()
+    refused("dl=1: TimeoutError: timed out", server.url, tmp_path)
+    server.speaks.set()
+    assert left(tmp_path) == [] and socket.getdefaulttimeout() == before
+    server.at_most = len(DATA)
+    assert fetch(server.url, tmp_path).read_bytes() == DATA
 
 
 def test_a_download_that_breaks_off_leaves_nothing(server, tmp_path):

@@ -3,7 +3,8 @@
 import contextlib
 import hashlib
 import os
-from collections.abc import Callable
+import socket
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -22,6 +23,10 @@ MEAN_STD = {  # of pixels in [0, 1], red, green, blue
     "svhn": ((0.4377, 0.4438, 0.4728), (0.1201, 0.1231, 0.1052)),  # reference code; others have a std of about 0.2
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),  # torchvision's
 }
+
+
+PATIENCE = 60.0
+"""Seconds that a download waits for the next byte (our choice)."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +106,18 @@ def fetch(name: str, root: str | Path) -> None:
     if entry and entry.download and not (Path(root) / name / "train").is_dir() and _absent(name, Path(root)):
         with contextlib.suppress(DwlthError):
             _torchvision(name, Path(root))
+
+
+@contextlib.contextmanager
+def patience() -> Iterator[None]:
+    """Meanwhile a new connection that brings nothing for `PATIENCE` ends with a TimeoutError. torch and torchvision
+    would wait for ever."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(PATIENCE)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
 
 
 def _digits(first: int, last: int, root: Path, order: str, seed: int | None) -> Dataset:
@@ -198,7 +215,8 @@ def _torchvision(name: str, root: Path) -> tuple[Split, Split]:
         return Split(torch.from_numpy(np.ascontiguousarray(images)), torch.as_tensor(labels))
 
     try:
-        return official("train"), official("test")
+        with patience():
+            return official("train"), official("test")
     except Exception as error:  # torchvision and the network raise many kinds
         for path, md5 in _files_of(name, root).items():
             if path.exists() and (found := hashlib.md5(path.read_bytes()).hexdigest()) != md5:

@@ -12,6 +12,7 @@ from urllib.request import Request, urlopen
 import torch
 
 from dwlth import files
+from dwlth.data.datasets import patience
 from dwlth.errors import DwlthError
 
 
@@ -120,10 +121,11 @@ def first_line(error: Exception) -> str:
 def _download(url: str, path: Path, known: Known) -> None:
     """Fetch `url` into `path`, and check it."""
     length = 0  # as the server says beforehand; torch does not compare
-    with contextlib.suppress(OSError, HTTPException), urlopen(Request(url, method="HEAD"), timeout=60) as response:
-        length = int(response.headers.get("Content-Length", 0))
     try:
-        torch.hub.download_url_to_file(url, str(path))
+        with patience():
+            with contextlib.suppress(OSError, HTTPException), urlopen(Request(url, method="HEAD")) as response:
+                length = int(response.headers.get("Content-Length", 0))
+            torch.hub.download_url_to_file(url, str(path))
     except (OSError, HTTPException) as error:
         raise DwlthError(f"{url}: {first_line(error)}") from None
     size = path.stat().st_size
