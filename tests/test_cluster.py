@@ -207,7 +207,8 @@ def test_a_worker_says_what_it_lacks(tmp_path):
     assert cluster._fault(token, None, "cpu", dwlth.__version__, Worker) is None
     assert "does not see the data folder" in cluster._fault(token, tmp_path / "d", "cpu", dwlth.__version__, Worker)
     assert "has version" in cluster._fault(token, None, "cpu", "0.0", Worker)
-    assert "has no device 'cuda:99'" in cluster._fault(token, None, "cuda:99", dwlth.__version__, Worker)
+    for device in ("cuda:99", "meta"):
+        assert f"has no device '{device}'" in cluster._fault(token, None, device, dwlth.__version__, Worker)
 
 
 def test_a_lost_worker_is_a_retry_and_then_a_status():

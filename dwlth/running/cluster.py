@@ -9,12 +9,10 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
-import torch
-
 import dwlth
 from dwlth.errors import DwlthError
 from dwlth.results import Folder, read_record
-from dwlth.running.machine import torch_threads
+from dwlth.running.machine import lacks, torch_threads
 from dwlth.runs import Run
 from dwlth.training import STOP
 
@@ -112,10 +110,8 @@ def _fault(token: Path, data: Path | None, device: str, version: str, dask_worke
             return f"does not see the {kind} folder {path}: put it where all machines see it, under this path"
     if dwlth.__version__ != version:
         return f"has version {dwlth.__version__} of the kit, not {version}"
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        return f"has no device {device!r} ({str(error).splitlines()[0]})"
+    if why := lacks(device):
+        return f"has no device {device!r} ({why})"
     return None
 
 

@@ -39,12 +39,18 @@ def this_machine(device: str | None = None, workers: int | None = None) -> tuple
         raise DwlthError(f"workers is {workers}: give 1 or more")
     if workers > 1 and team.current.size > 1:
         raise DwlthError(f"workers is {workers}: give 1 under torchrun, whose processes work on one run at a time")
+    if why := lacks(device):
+        raise DwlthError(f"device {device!r} ({why}): give cpu, or cuda where torch finds a GPU")
+    return device, workers
+
+
+def lacks(device: str) -> str | None:
+    """Why torch cannot compute on a device, in its words; None: it can."""
     try:
         torch.zeros(1, device=device).tolist()
     except (RuntimeError, AssertionError) as error:
-        why = textwrap.shorten(str(error).partition(". ")[0], 80, placeholder=" ...")  # torch writes a page
-        raise DwlthError(f"device {device!r} ({why}): give cpu, or cuda where torch finds a GPU") from None
-    return device, workers
+        return textwrap.shorten(str(error).partition(". ")[0], 80, placeholder=" ...")  # torch writes a page
+    return None
 
 
 def threads(network: str, workers: int = 1) -> int:
