@@ -124,10 +124,16 @@ def build(name: str, classes: int, mean: Sequence[float], std: Sequence[float], 
     """A freshly initialised network; the same seed gives the same weights, and the global generator is untouched.
 
     Raises:
-        DwlthError: for a name that is not in `NETWORKS`.
+        DwlthError: for a name that is not in `NETWORKS`, or one whose network takes images of more or fewer channels
+            than `mean` has.
     """
     if name not in NETWORKS:
         raise DwlthError(f"unknown network {name!r}: choose from {', '.join(NETWORKS)}")
     with INITIALISING, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return Classifier(NETWORKS[name](classes), mean, std).to(memory_format=torch.channels_last)
+        net = NETWORKS[name](classes)
+    first = next((module for module in net.modules() if isinstance(module, nn.Conv2d)), None)
+    if first and first.in_channels != len(mean):
+        takes = f"takes images of {first.in_channels} channels, and these are of {len(mean)}"
+        raise DwlthError(f"network {name!r} {takes}: give another network, or other data")
+    return Classifier(net, mean, std).to(memory_format=torch.channels_last)

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import Any
 
 from dwlth.controls import METHODS, other
@@ -38,7 +39,7 @@ def digest(config: Any, length: int = 12) -> str:
 
 def stream(seed: int, *names: object) -> int:
     """A seed of its own (63 bits) for each use of randomness, so that a resumed run needs no generator state."""
-    digest = hashlib.sha256(repr((seed, *names)).encode()).digest()
+    digest = hashlib.sha256(repr((int(seed), *names)).encode()).digest()  # NumPy's integers have another repr
     return int.from_bytes(digest[:8], "little") >> 1
 
 
@@ -68,6 +69,11 @@ class Run:
     fraction: float = 1.0
     source_seed: int | None = later(None)
     """The seed of the source that it starts from; None: the run's own."""
+
+    def __post_init__(self):
+        for name in ("seed", "round", "source_seed"):
+            if isinstance(value := getattr(self, name), Integral):  # also NumPy's, as tables have them
+                object.__setattr__(self, name, int(value))
 
     @property
     def from_seed(self) -> int:

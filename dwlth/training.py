@@ -245,6 +245,8 @@ def _step(model: Classifier, recipe: Recipe, optimizer: torch.optim.SGD, parts: 
                 with precision_of(recipe.precision, x.device):  # once for a part, which so casts the weights once
                     x = recipe.attack(model, x, y, starts=starts)
                     logits = model(x)
+            except DwlthError:
+                raise
             except ValueError as error:  # batch norm's: one image of one pixel has no variance
                 what = f"recipe: batch_size is {recipe.batch_size}, which leaves a batch of {len(y)}"
                 raise DwlthError(f"{what}: this network refuses it ({error}): give another batch_size") from None

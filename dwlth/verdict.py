@@ -256,7 +256,8 @@ def paired_by_seed(
     regimes = {regime for regime, _ in (CRITERIA | FOURTH).values()}
     runs = table[(table["stage"] == "transfer") & of_method & table["regime"].isin(regimes)]
     lost = table[_failed(table) & (table["stage"] == "imp")]
-    sparsity = table.groupby("round")["sparsity"].first()
+    own, any_ = (rows.groupby("round")["sparsity"].first() for rows in (table[of_method], table))
+    sparsity = own.combine_first(any_)  # where all of its own failed
     place = {source: i for i, source in enumerate(in_order(runs["source"]))}
     keys = ["downstream", "fraction", "source"]
     for key, group in sorted(runs.groupby(keys), key=lambda item: (item[0][0], -item[0][1], place[item[0][2]])):

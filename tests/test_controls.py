@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import math
 import re
 from dataclasses import replace
 from itertools import product
@@ -291,6 +292,13 @@ def test_a_barrier_is_what_lies_above_the_line_between_the_ends():
     assert found == pytest.approx(
         {"barrier_sa": 0.15, "barrier_ra": 0.0, "barrier_loss": 2.0, "barrier_adversarial_loss": 0.0}
     )
+
+
+def test_a_barrier_of_no_number_is_none():
+    columns = ("sa", "ra", "loss", "adversarial_loss")
+    rows = [dict(zip(columns, values)) for values in ([0.9, 0.5, 1, 2], [0.7, 0.7, math.nan, 2], [0.8, 0.6, 2, 4])]
+    found = barriers(rows)
+    assert math.isnan(found["barrier_loss"]) and found["barrier_sa"] == pytest.approx(0.15)
 
 
 # what the table says

@@ -210,6 +210,43 @@ def test_published_datasets_have_torchvisions_order_and_the_papers_splits(tmp_pa
     assert data.load(name, tmp_path) is dataset
 
 
+def bad(images=None, labels=None, part="train", **fields):
+    def change(whole):
+        split = getattr(whole, part)
+        images_ = split.images if images is None else images(split.images)
+        labels_ = split.labels if labels is None else labels(split.labels)
+        return replace(whole, **{part: data.Split(images_, labels_)}, **fields)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (bad(lambda x: x / 255), "train: type of images is torch.float32: give torch.uint8"),
+        (bad(lambda x: x[:, 0], part="val"), r"val: shape of images is \(\d+, 8, 8\): give .*: \[N, C, H, W\]"),
+        (bad(lambda x: x.repeat(1, 3, 1, 1)), r"train: shape of images is \(\d+, 3, 8, 8\): .*of 1 channels as mean"),
+        (bad(lambda x: x[1:]), r"train: shape of images is \((\d+), 1, 8, 8\): give one image for each of the \d+"),
+        (bad(labels=lambda y: y.int()), "train: type of labels is torch.int32: give torch.int64"),
+        (bad(labels=lambda y: y + 5, part="test"), r"test: labels from is \(5, 9\): give labels of 0 to 4"),
+    ],
+)
+def test_a_dataset_of_ones_own_that_is_none_is_refused(monkeypatch, change, message):
+    whole = data.load("digits5-9")
+    monkeypatch.setitem(data.DATASETS, "own", data.Entry(lambda *_: change(replace(whole, name="own"))))
+    with pytest.raises(DwlthError, match=f"^dataset 'own', {message}"):
+        data.load("own", "somewhere", str(message))  # each its own place in the cache
+
+
+def test_numbers_of_ones_own_dataset_become_plain(monkeypatch):
+    whole = data.load("digits5-9")
+    odd = replace(whole, classes=np.int64(5), mean=(torch.tensor(0.25),), std=(np.float32(0.5),))
+    monkeypatch.setitem(data.DATASETS, "own", data.Entry(lambda *_: odd))
+    found = data.load("own", "elsewhere")
+    assert (type(found.classes), found.mean, found.std) == (int, (0.25,), (0.5,))
+    assert type(found.mean[0]) is type(found.std[0]) is float
+
+
 @pytest.fixture
 def server(tmp_path, monkeypatch):
     """A web server on this machine, of the folder `far`; its address."""

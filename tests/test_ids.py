@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass, replace
 
+import numpy as np
 import pytest
 
 from dwlth import presets
-from dwlth.runs import Run, digest, later, plain
+from dwlth.runs import Run, digest, later, plain, stream
 
 RUNS = {
     "pretrain": Run("pretrain", "adversarial", 0),
@@ -82,6 +83,14 @@ def test_that_runs_train_side_by_side_is_part_of_the_id_and_how_many_is_not():
     assert two == ten and ten == alone | {"stacked": True}
     first = Run("imp", "standard", 0)  # trains nothing
     assert replace(digits, together=1).run_id(first) == digits.run_id(first)
+
+
+def test_whole_numbers_of_numpy_are_whole_numbers():
+    digits = presets.get("digits")
+    plain = Run("transfer", "standard", 3, 2, "imp", "digits5-9", "adversarial", 0.1, source_seed=1)
+    theirs = Run("transfer", "standard", np.int64(3), np.int32(2), "imp", "digits5-9", "adversarial", 0.1, np.int64(1))
+    assert digits.run_id(theirs) == digits.run_id(plain) and str(theirs) == str(plain)
+    assert stream(np.int64(7), "train", 1) == stream(7, "train", 1)
 
 
 def test_seeds_that_share_a_source():

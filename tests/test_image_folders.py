@@ -52,12 +52,23 @@ def test_small_images_are_those_of_torchvisions_imagefolder(tmp_path):
     assert dataset.std == pytest.approx(normal.std((0, 2, 3), correction=0).tolist())
 
 
+def test_a_channel_of_one_level_is_not_divided_by_0(tmp_path):
+    path = tree(tmp_path / "set")
+    for file in path.rglob("*.png"):
+        levels = np.array(Image.open(file).convert("RGB"))
+        levels[..., 1:] = 7
+        Image.fromarray(levels).save(file)
+    found = data.load("folder:set", tmp_path)
+    assert found.std[1:] == (1.0, 1.0) and 0 < found.std[0] < 1
+
+
 def test_nested_folders_and_hidden_files_are_listed_as_torchvision_does(tmp_path):
     path = tree(tmp_path / "set")
     tree(path / "ant", per_class=2, classes=("b", "a"))
     wanted = datasets.ImageFolder(path).samples
     (path / "bee" / ".hidden").write_text("no image")
     (path / ".cache").mkdir()
+    tree(path / "ant" / ".thumbnails", per_class=2)
     classes, paths, labels = images.tree(path)
     assert (classes, list(zip(paths, labels))) == (["ant", "bee"], wanted)
 

@@ -1,3 +1,4 @@
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -92,6 +93,10 @@ def test_seeds_at_are_set_as_a_whole():
         ("margins.sa=-1", "margins is .*give points for sa and ra, 0 or more"),
         ("rounds=0,-1", "rounds is .0, -1.: give 0"),
         ("methods=best", "unknown method 'best'.*oneshot"),
+        ("methods=imp,crossed@", "unknown method 'crossed@'"),
+        ("autoattack_images=0", "autoattack_images is 0: give 1 or more"),
+        ("seeds_at={0.1: 2.0}", "seeds_at is {0.1: 2.0}: give numbers of seeds, 1 or more, by fraction"),
+        ("seeds_at={0.1: 0}", "seeds_at is {0.1: 0}: give numbers of seeds"),
         ("seeds=0", "seeds is 0"),
         ("network=resnet51", "network is 'resnet51': give one of .*resnet50"),
         ("upstream=mnist", "unknown dataset 'mnist'.*cifar10"),
@@ -101,6 +106,27 @@ def test_seeds_at_are_set_as_a_whole():
 def test_refuses_bad_settings(setting, message):
     with pytest.raises(DwlthError, match=message):
         override(DIGITS, [setting])
+
+
+def test_no_round_is_refused():
+    with pytest.raises(DwlthError, match=r"rounds is \(\): give 0"):
+        replace(DIGITS, rounds=())
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["transfer.schedule=cosine", "transfer.warm_up=0"],
+        ["transfer.momentum=0", "transfer.nesterov=False"],
+        ["transfer.augment.crop=resized", "transfer.augment.size=288", "transfer.augment.resize=320"],
+    ],
+)
+def test_settings_that_are_right_together_are_so_in_any_order(settings):
+    small = presets.get("cifar-small")
+    every = [override(small, list(order)) for order in itertools.permutations(settings)]
+    assert all(one == every[0] for one in every) and every[0].name != small.name
+    with pytest.raises(DwlthError, match="warm_up is 0.2: give 0, or for the schedule onecycle"):
+        override(small, ["transfer.schedule=cosine", "seeds=2"])
 
 
 def test_what_is_asked_for_twice_is_run_once():

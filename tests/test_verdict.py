@@ -282,6 +282,15 @@ def test_fractions_and_ways_of_pruning_are_judged_apart():
     assert verdict.verdict(runs, MARGINS, method="random").set_index("fraction")["round"].to_dict() == {1.0: 2}
 
 
+def test_a_way_of_pruning_has_its_own_sparsity():
+    imp = table(*[EQUAL] * 3, seeds=3)
+    other = imp.query("round > 0").assign(method="a_denser_one", sparsity=0.3)
+    for rows in ([imp, other], [other, imp]):
+        runs = pd.concat(rows).sort_values(["method", "round"])
+        for method, found in (("imp", {1 - 0.8**k for k in ROUNDS[1:]}), ("a_denser_one", {0.3})):
+            assert set(verdict.tests(runs, MARGINS, method=method)["sparsity"]) == found
+
+
 def test_the_order_of_the_sources():
     wave = lambda k, seed: EQUAL(k, seed) - 3 * (k > 8) * (seed % 2)  # half of the seeds lose more than the margin
     runs = pd.concat(

@@ -105,8 +105,8 @@ def method(name: str) -> Method:
     Raises:
         DwlthError: for one that does not exist.
     """
-    first, at, _ = name.partition("@")
-    if first not in METHODS or (at and not METHODS[first].other):
+    first, at, source = name.partition("@")
+    if first not in METHODS or (at and not (source and METHODS[first].other)):
         names = [f"{known}[@SOURCE]" if of.other else known for known, of in METHODS.items()]
         raise DwlthError(f"unknown method {name!r}: choose from {', '.join(names)}")
     return METHODS[first]

@@ -96,11 +96,12 @@ def _between(a: Classifier, b: Classifier, share: float) -> Classifier:
 
 def barriers(rows: Sequence[dict[str, float]]) -> dict[str, float]:
     """The most that a network on the way (`way`) is worse than the values at its two ends, interpolated between them: a
-    fraction of the images for SA and RA, cross-entropy for the two losses; 0 where it is worse nowhere."""
+    fraction of the images for SA and RA, cross-entropy for the two losses; 0 where it is worse nowhere, NaN
+    where a value is."""
     found = {}
     for name in BARRIERS:
         column = name.removeprefix("barrier_")
         values = np.array([row[column] for row in rows])
         excess = values - np.linspace(values[0], values[-1], len(values))
-        found[name] = float(max(0.0, (excess if "loss" in column else -excess).max()))
+        found[name] = float(np.maximum(0.0, (excess if "loss" in column else -excess).max()))
     return found

@@ -5,7 +5,7 @@ import hashlib
 import os
 import socket
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dwlth.data.images import decode, tree
 from dwlth.data.splits import Dataset, Split, Streamed, balanced_subset
-from dwlth.errors import DwlthError
+from dwlth.errors import DwlthError, check
 
 MEAN_STD = {  # of pixels in [0, 1], red, green, blue
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),  # reference code
@@ -96,7 +96,25 @@ def load(name: str, root: str | Path = "data", order: str = "given", seed: int |
     check_name(name)
     if name.startswith("folder:"):
         return _folder(name, Path(root, name.removeprefix("folder:")))
-    return DATASETS[name].load(Path(root), order, seed)
+    return _checked(DATASETS[name].load(Path(root), order, seed))
+
+
+def _checked(data: Dataset) -> Dataset:
+    """A dataset, which may be anybody's, with plain numbers, once its images and labels are what they should be."""
+    channels = len(data.mean)
+    for part in ("train", "val", "test"):
+        if not isinstance(split := getattr(data, part), Split):
+            continue
+        images, labels, name = split.images, split.labels, f"dataset {data.name!r}, {part}:"
+        of = f"one image for each of the {len(labels)} labels, of {channels} channels as mean has: [N, C, H, W]"
+        fits = images.ndim == 4 and images.shape[:2] == (len(labels), channels)
+        check(f"{name} type of images", images.dtype, images.dtype == torch.uint8, "torch.uint8, levels of 0 to 255")
+        check(f"{name} shape of images", tuple(images.shape), fits, of)
+        check(f"{name} type of labels", labels.dtype, labels.dtype == torch.int64, "torch.int64")
+        least, most = labels.aminmax() if len(labels) else (0, 0)
+        known = least >= 0 and most < data.classes
+        check(f"{name} labels from", (int(least), int(most)), known, f"labels of 0 to {data.classes - 1}")
+    return replace(data, classes=int(data.classes), mean=(*map(float, data.mean),), std=(*map(float, data.std),))
 
 
 def fetch(name: str, root: str | Path) -> None:
@@ -296,12 +314,14 @@ def _hold_out(files: Streamed, fraction: float) -> tuple[Streamed, Streamed]:
 
 
 def _mean_std(pixels: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Per channel, of pixels (uint8 [N, C, H, W]) in [0, 1], from the counts of the 256 levels: exact, and light."""
+    """Per channel, of pixels (uint8 [N, C, H, W]) in [0, 1], from the counts of the 256 levels: exact, and light. The
+    std of a channel of one level is 1, for it is divided by."""
     levels = torch.arange(256, dtype=torch.double) / 255
     counts = torch.stack([channel.flatten().bincount(minlength=256) for channel in pixels.unbind(1)])
     shares = counts.double() / counts.sum(1, keepdim=True)
     mean = shares @ levels
-    std = (shares @ levels**2 - mean**2).sqrt()
+    std = (shares @ levels**2 - mean**2).clamp_min(0).sqrt()
+    std[(counts > 0).sum(1) == 1] = 1.0
     return tuple(mean.tolist()), tuple(std.tolist())
 
 

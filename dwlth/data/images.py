@@ -21,7 +21,8 @@ SMALL_SIDE, SMALL_BYTES = 64, 4 * 2**30
 
 def tree(folder: Path) -> tuple[list[str], list[str], list[int]]:
     """The classes of a folder of class folders; its files and their labels, as torchvision's ImageFolder lists them, in
-    an order that is the same on every machine: by class, then by path. Hidden files are left out.
+    an order that is the same on every machine: by class, then by path. What is hidden, or in a hidden folder, is left
+    out.
 
     Raises:
         DwlthError: for fewer than two classes, for an empty one, and for a file that is no image by its name.
@@ -29,7 +30,7 @@ def tree(folder: Path) -> tuple[list[str], list[str], list[int]]:
     from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
     def is_image(path: str) -> bool:
-        hidden = os.path.basename(path).startswith(".")
+        hidden = any(part.startswith(".") for part in Path(path).relative_to(folder).parts)
         if not hidden and not path.lower().endswith(IMG_EXTENSIONS):
             raise DwlthError(f"{path}: not an image by its name ({', '.join(IMG_EXTENSIONS)}): remove it")
         return not hidden

@@ -86,7 +86,12 @@ class Preset:
             "subset": (self.subset in ("first", "random", "balanced"), "first, random or balanced"),
             "splits": (self.splits in ("fixed", "by seed"), "fixed or by seed"),
             "network": (self.network in NETWORKS, f"one of {', '.join(NETWORKS)}"),
-            "rounds": (min(self.rounds) >= 0, "0 (the dense network) or more"),
+            "rounds": (self.rounds and min(self.rounds) >= 0, "0 (the dense network) or more"),
+            "autoattack_images": (self.autoattack_images >= 1, "1 or more"),
+            "seeds_at": (
+                all(type(count) is int and count >= 1 for count in self.seeds_at.values()),
+                "numbers of seeds, 1 or more, by fraction: {0.1: 5}",
+            ),
             "margins": (
                 self.margins.keys() == {"sa", "ra"} and min(self.margins.values()) >= 0,
                 "points for sa and ra, 0 or more",
@@ -189,7 +194,9 @@ class Preset:
         return [tuple(unit) for unit in found]
 
     def config(self, run: Run) -> dict[str, Any]:
-        """All that determines the result of a run, as plain JSON values."""
+        """All that determines the result of a run, as plain JSON values; but for the views of the images that `snip`
+        looks at, and those and the precision in which a given source is measured: both are of `imp`'s recipe, and
+        would have changed ids."""
         run = dataclasses.replace(run, fraction=float(run.fraction))  # 1 is equal to 1.0, but other JSON
         config = plain(run) | {"network": self.network, "upstream": self.upstream}
         if self.order != "given":

@@ -21,11 +21,19 @@ def override(preset: Preset, settings: list[str]) -> Preset:
         DwlthError: for a name that does not exist or a value of the wrong kind.
     """
     changed = preset
-    for setting in settings:
-        path, equals, text = setting.partition("=")
-        if not equals:
-            raise DwlthError(f"--set {setting}: write it as name=value")
-        changed = _set(changed, path.split("."), text, setting)
+    while settings:  # two may be right together alone: those that were refused are tried again after the others
+        refused = {}
+        for setting in settings:
+            path, equals, text = setting.partition("=")
+            if not equals:
+                raise DwlthError(f"--set {setting}: write it as name=value")
+            try:
+                changed = _set(changed, path.split("."), text, setting)
+            except DwlthError as error:
+                refused[setting] = error
+        if len(refused) == len(settings):
+            raise next(iter(refused.values()))
+        settings = list(refused)
     if changed.identity() != preset.identity():
         changed = replace(changed, name=f"{preset.name}-{digest(changed.identity(), 6)}")
     return changed

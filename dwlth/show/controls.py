@@ -36,7 +36,7 @@ def draw_crossing(table: pd.DataFrame, downstream: str, fraction: float | None =
     """
     found = crossed(table, downstream, fraction, kind)
     rounds, names = sorted(found["round"].unique()), [in_order(found[by]) for by in ("weights", "mask")]
-    sparsity = sparsity_by_round(table)
+    sparsity = sparsity_by_round(table[table["method"] == "imp"])
     figure = Picture(figsize=(WIDTH, 0.9 + (0.6 + 0.7 * len(names[0])) * len(rounds)), layout="constrained")
     grid = figure.subplots(len(rounds), len(CRITERIA), squeeze=False)
     seeds = found["seed"].nunique()
@@ -70,7 +70,7 @@ def draw_variance(table: pd.DataFrame, downstream: str, fraction: float | None =
         NotYet: as of `variance`.
     """
     found = variance(table, downstream, fraction, kind)
-    sparsity = sparsity_by_round(table)
+    sparsity = sparsity_by_round(table[table["method"] == "imp"])
     rounds = sorted(found["round"].unique())
     figure = Picture(figsize=(WIDTH, 3.4), layout="constrained")
     panels = figure.subplots(1, len(CRITERIA), sharey=True)
@@ -125,7 +125,7 @@ def draw_controls(
     panels[0].set_yticks(range(len(methods)), [style.of_methods()[name].label for name in methods])
     panels[0].set_ylim(len(methods) - 0.5, -0.5)
     legend(figure, *([Line2D([], [], **look.line | {"linestyle": "none"})] for look in looks.values()))
-    sparsity = sparsity_by_round(table)[round_]
+    sparsity = sparsity_by_round(table[table["method"] == "imp"])[round_]
     bars = "bars: 95 % intervals; a mark alone: one seed, or a bar within the mark"
     figure.suptitle(
         f"Other tickets against IMP's of the same source and seed, {100 * sparsity:.4g} % pruned\n"

@@ -152,7 +152,7 @@ def words(table: pd.DataFrame, downstream: str, fraction: float | None = None) -
     last, criterion = found["round"].max(), "RA, adversarial transfer"
     of = parts[(parts["round"] == last) & (parts["criterion"] == criterion)].set_index("part")
     share = {part: f"{row.share:.0%} ({row.low:.0%} to {row.high:.0%})" for part, row in of.iterrows()}
-    cells, sparsity = found[found["round"] == last], sparsity_by_round(table)[last]
+    cells, sparsity = found[found["round"] == last], sparsity_by_round(table[table["method"] == "imp"])[last]
     reach = {by: np.ptp(cells.groupby(by)[criterion].mean()) for by in ("weights", "mask")}
     more = "weights" if of["share"]["weights"] > of["share"]["mask"] else "mask"
     less = "mask" if more == "weights" else "weights"
