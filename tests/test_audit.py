@@ -1,5 +1,6 @@
 """The audit flags networks whose robustness is not real, and passes an honest one."""
 
+import itertools
 import json
 import re
 from dataclasses import replace
@@ -17,10 +18,13 @@ from dwlth.interface.commands import main
 from dwlth.recipe import Recipe
 from dwlth.results import Folder
 from dwlth.results.records import write_table
+from dwlth.running import audit as running_audit
 from dwlth.running.audit import audit_transfers
 from dwlth.running.checks import active_test, audit, calibration_error
-from dwlth.runs import plain
+from dwlth.running.settings import override
+from dwlth.runs import Run, plain
 from dwlth.show.audit import checks, draw_audit
+from dwlth.show.report import report_audit
 from dwlth.training import STOP, OutOfTime, fit_members
 
 ATTACK = Attack(0.15, 0.04, 10)
@@ -199,6 +203,28 @@ def test_networks_of_several_seeds_and_tasks_have_columns_of_their_own():
     assert checks(seeds).columns.tolist()[1:] == ["Standard, dense, seed 0", "Standard, dense, seed 1"]
     tasks = pd.concat([one.assign(seed=0, id=name) for name in ("a", "b")])
     assert checks(tasks).columns[1].endswith("id a") and len(draw_audit(tasks).axes[0].get_lines()) == 2
+    said = report_audit(tasks)
+    assert said.index("seed 0 (a)") < said.index("90.0") < said.index("seed 0 (b)") and said.count("90.0") == 2
+
+
+def test_the_other_network_is_of_the_same_task_and_seed(tmp_path, monkeypatch):
+    folder = Folder(override(presets.get("digits"), ["downstream=digits5-9,digits0-4"]), tmp_path)
+    each = itertools.product(("digits5-9", "digits0-4"), (0, 1), ("standard", "adversarial"))
+    runs = [Run("transfer", source, seed, 0, "imp", task, "adversarial") for task, seed, source in each]
+    chosen = {}
+
+    def entry(folder, run, evaluation, others, *_):
+        chosen[run] = others
+        row = {"check": "SA", "found": "1 %", "honest": "", "verdict": "", "id": folder.preset.run_id(run)}
+        rows = pd.DataFrame([row | {"source": run.source, "sparsity": 0.0, "seed": run.seed}])
+        claim = {"file": f"networks/{row['id']}.safetensors", "checks": 1, "evaluation": evaluation}
+        return rows, claim | {"run": plain(run)}
+
+    monkeypatch.setattr(running_audit, "_entry", entry)
+    audit_transfers(folder, runs)
+    assert len(chosen) == 8
+    for run, (other,) in chosen.items():
+        assert (other.downstream, other.seed, other.source != run.source) == (run.downstream, run.seed, True)
 
 
 @pytest.mark.parametrize(

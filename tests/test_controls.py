@@ -404,6 +404,11 @@ def test_the_pictures_show_the_numbers(tmp_path):
     assert trained.axes[0].texts[1].get_text() == "70.0\n± 2.0"
     one = pictures.draw_crossing(table[table["seed"] == 1], "digits5-9")
     assert one.axes[0].texts[0].get_text() == "71.0" and one.get_suptitle().endswith("100 % of its data: one seed")
+    thin = pictures.draw_crossing(table[(table["seed"] == 1) | (table["round"] == 4)], "digits5-9")
+    assert [panel.texts[0].get_text() for panel in (thin.axes[0], thin.axes[3])] == ["72.0\n± 2.0", "71.0"]
+    own = table.assign(method=table["method"].replace("shuffled", "of_another_program"))
+    with pytest.raises(NotYet, match="no pruning but IMP in the table that is known here"):
+        pictures.draw_controls(own, "digits5-9")
     shuffled, adversarial = (table["method"] == "shuffled", table["source"] == "adversarial")
     begun = table[~(shuffled & adversarial & (table["regime"] == "adversarial"))]  # a run under way
     drawn = [len(panel.lines) for panel in pictures.draw_controls(begun, "digits5-9").axes]

@@ -1,6 +1,7 @@
 """What is left of a grid, what it costs, and doing it from a notebook."""
 
 import math
+import re
 from dataclasses import replace
 
 import pandas as pd
@@ -17,6 +18,7 @@ from dwlth.results import Folder, read_table
 from dwlth.running import cost, grid, machine
 from dwlth.running.settings import override
 from dwlth.runs import Run
+from dwlth.show.report import report_autoattack
 
 
 @pytest.fixture
@@ -129,6 +131,13 @@ def test_autoattack_of_the_dense_network_and_the_double_win_ticket(tiny_args, tm
     assert (rows["ra_pgd"] <= rows["sa"]).all() and rows["command"].str.startswith("python -m dwlth autoattack").all()
     assert main(["autoattack", *args]) == 0  # nothing left
     assert "runs ok" not in capsys.readouterr().out
+
+
+def test_the_report_keeps_fractions_apart():
+    row = {"stage": "autoattack", "downstream": "digits5-9", "source": "standard", "round": 0, "seed": 0}
+    row |= {"sparsity": 0.0, "sa": 0.9, "ra_pgd": 0.7}
+    said = report_autoattack(pd.DataFrame([row | {"fraction": 1.0, "ra": 0.6}, row | {"fraction": 0.1, "ra": 0.4}]))
+    assert re.search(r"100% .* 60.00%\n.* 10% .* 40.00%", said)
 
 
 def test_autoattack_takes_the_most_data_that_is_asked_for_and_decided():

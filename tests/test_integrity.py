@@ -446,6 +446,16 @@ def test_a_changed_row_of_the_table_is_named(copy, spoil):
         read_table(copy.table)
 
 
+def test_an_empty_line_is_no_damage(copy):
+    expected, text = copy.collect(), copy.table.read_text()
+    for lines in (f"{text}\n", f"\n{text}", text.replace("\n", "\n\n", 3)):
+        copy.table.write_text(lines)
+        pd.testing.assert_frame_equal(copy.collect(), expected)
+    copy.table.write_text("\n" + text.replace(",0.", ",0.1", 1))
+    with pytest.raises(DwlthError, match=r"table.csv: damaged: line \d"):
+        read_table(copy.table)
+
+
 def test_any_reader_of_csv_reads_the_table_in_any_order(copy):
     expected = copy.collect()
     assert pd.read_csv(io.BytesIO(copy.table.read_bytes()))["sa"].tolist() == expected["sa"].tolist()

@@ -7,7 +7,7 @@ from dwlth import presets
 from dwlth.errors import DwlthError
 from dwlth.recipe import Recipe
 from dwlth.running.settings import override
-from dwlth.runs import Run
+from dwlth.runs import Run, plain
 
 DIGITS = presets.get("digits")
 TRANSFER = Run("transfer", "standard", 0, 4, downstream="digits5-9", regime="adversarial", fraction=0.1)
@@ -58,6 +58,13 @@ def test_settings_that_change_the_runs_change_the_folder():
     assert len({"digits", one, two}) == 3 and one.startswith("digits-")
 
 
+def test_side_by_side_or_alone_are_other_bits_in_another_folder():
+    alone = override(DIGITS, ["together=1"])
+    assert alone.name.startswith("digits-") and alone.run_id(TRANSFER) != DIGITS.run_id(TRANSFER)
+    assert not alone.is_of(plain(DIGITS)) and DIGITS.is_of(plain(DIGITS))
+    assert override(DIGITS, ["together=7"]).name == "digits" and DIGITS.is_of(plain(DIGITS) | {"together": 7})
+
+
 def test_equal_runs_have_one_id():
     whole, one = replace(TRANSFER, fraction=1.0), replace(TRANSFER, fraction=1)
     assert whole == one and DIGITS.run_id(whole) == DIGITS.run_id(one)
@@ -97,6 +104,8 @@ def test_seeds_at_are_set_as_a_whole():
         ("autoattack_images=0", "autoattack_images is 0: give 1 or more"),
         ("seeds_at={0.1: 2.0}", "seeds_at is {0.1: 2.0}: give numbers of seeds, 1 or more, by fraction"),
         ("seeds_at={0.1: 0}", "seeds_at is {0.1: 0}: give numbers of seeds"),
+        ("transfer.augment.scale=1.0", r"augment: scale is \(1.0,\): give \(low, high\)"),
+        ("transfer.augment.ratio=0.5,1.0,2.0", r"augment: ratio is .*: give \(low, high\), above 0"),
         ("seeds=0", "seeds is 0"),
         ("network=resnet51", "network is 'resnet51': give one of .*resnet50"),
         ("upstream=mnist", "unknown dataset 'mnist'.*cifar10"),

@@ -2,13 +2,18 @@
 
 import copy
 import math
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from dwlth import data, masks, models, presets, training
+from dwlth.data import Augment, Streamed
 from dwlth.errors import DwlthError, NotYet
 from dwlth.evaluation import evaluate
 from dwlth.fast.folding import fold
@@ -161,6 +166,18 @@ def test_bytes_and_multiplications_of_a_network_counted_by_hand():
     conv = models.build("small_resnet", 10, [0.4], [0.3], 0)
     conv.net = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.Conv2d(2, 5, 1, stride=2))
     assert multiplications(conv, images) == 8 * 8 * 2 * 9 + 4 * 4 * 5 * 2
+
+
+def test_what_sparsity_buys_where_images_are_streamed(tmp_path, monkeypatch):
+    Image.fromarray(np.zeros((80, 90, 3), np.uint8)).save(tmp_path / "0.png")
+    streamed = Streamed(np.array([str(tmp_path / "0.png")]), torch.tensor([0]))
+    monkeypatch.setattr(data, "blank", lambda name: None)
+    monkeypatch.setattr(Folder, "dataset", lambda *_: SimpleNamespace(test=streamed))
+    small = presets.get("cifar-small")
+    views = Augment("resized", size=32, resize=40)
+    imp = {source: replace(recipe, augment=views) for source, recipe in small.imp.items()}
+    folder = Folder(replace(small, imp=imp), Path(__file__).parents[1] / "results")
+    assert savings(folder, 0, ("standard", 1))["smaller"].item() > 1
 
 
 def test_what_sparsity_buys_is_read_from_the_tickets_on_disk(tmp_path):

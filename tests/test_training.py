@@ -167,7 +167,9 @@ def test_a_seed_gives_one_network_and_leaves_the_global_generator_alone(task):
 
 
 def test_a_network_for_other_channels_is_refused(task):
-    with pytest.raises(DwlthError, match="network 'small_resnet32' takes images of 3 channels, and these are of 1: give"):
+    with pytest.raises(
+        DwlthError, match="network 'small_resnet32' takes images of 3 channels, and these are of 1: give"
+    ):
         models.build("small_resnet32", 5, task.mean, task.std, 0)
 
 

@@ -468,6 +468,14 @@ def test_the_last_screen_of_a_run(done, capsys):
     assert (folder.figures / "curves-digits5-9-1.png").exists() and "curves-digits5-9-1.png" in out
 
 
+def test_the_last_screen_where_all_transfers_failed(done):
+    folder, _ = done
+    table = folder.collect()
+    gone = table["stage"] == "transfer"
+    table = table.assign(status=table["status"].where(~gone, "failed"), sa=table["sa"].where(~gone))
+    assert "; 0 of these trained on" in report.screen(table, folder, "the command")
+
+
 def test_a_seed_of_the_source_is_written_as_a_whole_number_whatever_else_is_in_the_table(tmp_path):
     path, measured = tmp_path / "table.csv", {"sparsity": 0.5, "sa": 1.0, "ra": 0.5, "seconds": 1.0}
     rows, texts = pd.DataFrame({"id": ["a", "b"], **dict.fromkeys(KEY, 0), **measured}), []

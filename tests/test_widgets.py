@@ -144,6 +144,12 @@ def test_live_on_several_threads_ends_with_the_last_values(runs):
 # the explorer
 
 
+def test_the_explorer_knows_the_layers_of_every_network(runs):
+    for name in ("digits", "cifar-small", "cifar"):
+        layer = find(explorer(runs, Folder(presets.get(name), "nowhere")), "layer")
+        assert ("conv1.weight", "conv1.weight") in layer.options and len(layer.options) > 4
+
+
 def explorer(table, folder=None, **start):
     return widgets.explorer(table, folder or Folder(presets.get("digits"), "nowhere"), **start)
 

@@ -41,12 +41,13 @@ class Augment:
     """Width by height of the crop of `resized` (torchvision's default)."""
 
     def __post_init__(self):
+        two = lambda pair: len(pair) == 2 and 0 < pair[0] <= pair[1]
         for name, right, what in (
             ("crop", self.crop in ("none", "pad", "resized"), "none, pad or resized"),
             ("padding", self.padding >= 0, "0 or more"),
             ("size", 1 <= self.size <= self.resize, f"1 or more and at most resize, {self.resize}"),
-            ("scale", 0 < self.scale[0] <= self.scale[1] <= 1, "(low, high), above 0 and at most 1"),
-            ("ratio", 0 < self.ratio[0] <= self.ratio[1], "(low, high), above 0"),
+            ("scale", two(self.scale) and self.scale[1] <= 1, "(low, high), above 0 and at most 1"),
+            ("ratio", two(self.ratio), "(low, high), above 0"),
         ):
             check(f"augment: {name}", getattr(self, name), right, what)
 

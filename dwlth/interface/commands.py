@@ -156,7 +156,10 @@ def run(args) -> int:
             return ends
         _draw(folder)
         elsewhere = args.results if args.results != "results" else None
-        verdict = settings.command("verdict", args.preset, args.set, results=elsewhere)
+        changed = [
+            setting for setting in args.set if not setting.startswith("methods=")
+        ]  # one's own is known here alone
+        verdict = settings.command("verdict", args.preset, changed, results=elsewhere)
         print(report.screen(folder.collect(), folder, verdict))
         if line := machine.activation():
             print(f"First, once in this shell, so that it finds this python: {line}")

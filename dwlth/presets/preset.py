@@ -230,13 +230,14 @@ class Preset:
         return {key: value for key, value in plain(self).items() if key not in EXTENT}
 
     def is_of(self, found: dict[str, Any]) -> bool:
-        """Whether these plain values, of a `preset.json`, have this identity."""
-        return {key: value for key, value in found.items() if key not in EXTENT} == self.identity()
+        """Whether these plain values, of a `preset.json`, have this identity, and train side by side as this does."""
+        same = {key: value for key, value in found.items() if key not in EXTENT} == self.identity()
+        return same and (found.get("together", 1) > 1) == (self.together > 1)
 
 
 EXTENT = {"name", "downstream", "rounds", "fractions", "methods", "seeds", "seeds_at", "margins", "keep_networks"}
 EXTENT |= {"together"}
-"""The fields of a preset that only say how much is run."""
+"""The fields of a preset that only say how much is run; of `together`, also whether it is above 1."""
 
 
 def training_attacks(eps: float, step: float) -> dict[str, Attack]:

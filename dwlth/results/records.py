@@ -83,7 +83,7 @@ def read_rows(path: Path, what: str, columns: list[str], again: str, **how: Any)
         table = pd.read_csv(io.BytesIO(content), dtype=dict.fromkeys(("id", "commit", "fraction"), str), **how)
         if "fraction" in table:
             table["fraction"] = table["fraction"].map(float)
-        lines = list(csv.reader(io.StringIO(content.decode(), newline="")))
+        lines = [line for line in csv.reader(io.StringIO(content.decode(), newline="")) if line]  # as pandas has them
     except (ValueError, csv.Error) as error:
         raise DwlthError(f"{path}: not {what}: {error}") from None
     if SEAL in lines[0]:

@@ -54,7 +54,8 @@ def audit_transfers(
         evaluation = f"AutoAttack (standard), the first {len(folder.sample(run))} test images"
         _, claim = audited.get(folder.preset.run_id(run), (None, {}))
         if (not sources or run.source in sources) and claim.get("evaluation") != evaluation:
-            todo[run] = evaluation, [other for other in runs if other.source != run.source and not other.round][:1]
+            same = [other for other in runs if (other.downstream, other.seed) == (run.downstream, run.seed)]
+            todo[run] = evaluation, [other for other in same if other.source != run.source and not other.round][:1]
     if not todo and not audited:
         raise NotYet(f"no network to audit: the table has no transfer that is asked for; {folder.table}")
     ended = lambda: STOP.is_set() or time.time() > deadline

@@ -41,7 +41,7 @@ def connect(scheduler: str, folder: Folder) -> Iterator[tuple[Executor, Callable
     where = {"scheduler_file": scheduler} if Path(scheduler).is_file() else {"address": scheduler}
     try:
         client = Client(**where, timeout=PATIENCE, set_as_default=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, AssertionError) as error:
         raise DwlthError(f"--scheduler {scheduler}: no scheduler answers there ({error})") from None
     with client:
         began = time.monotonic()

@@ -48,7 +48,7 @@ def lacks(device: str) -> str | None:
     """Why torch cannot compute on a device, in its words; None: it can."""
     try:
         torch.zeros(1, device=device).tolist()
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, ImportError) as error:
         return textwrap.shorten(str(error).partition(". ")[0], 80, placeholder=" ...")  # torch writes a page
     return None
 

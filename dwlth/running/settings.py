@@ -34,8 +34,11 @@ def override(preset: Preset, settings: list[str]) -> Preset:
         if len(refused) == len(settings):
             raise next(iter(refused.values()))
         settings = list(refused)
-    if changed.identity() != preset.identity():
-        changed = replace(changed, name=f"{preset.name}-{digest(changed.identity(), 6)}")
+    identity, stacked = changed.identity(), changed.together > 1
+    if stacked != (preset.together > 1):
+        identity["stacked"] = stacked
+    if identity != preset.identity():
+        changed = replace(changed, name=f"{preset.name}-{digest(identity, 6)}")
     return changed
 
 

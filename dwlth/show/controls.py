@@ -39,7 +39,6 @@ def draw_crossing(table: pd.DataFrame, downstream: str, fraction: float | None =
     sparsity = sparsity_by_round(table[table["method"] == "imp"])
     figure = Picture(figsize=(WIDTH, 0.9 + (0.6 + 0.7 * len(names[0])) * len(rounds)), layout="constrained")
     grid = figure.subplots(len(rounds), len(CRITERIA), squeeze=False)
-    seeds = found["seed"].nunique()
     labels = [[SOURCES.get(name, name).replace(" ", "\n") for name in of] for of in names]
     for line, round_ in zip(grid, rounds):
         for panel, criterion in zip(line, CRITERIA):
@@ -47,7 +46,7 @@ def draw_crossing(table: pd.DataFrame, downstream: str, fraction: float | None =
             top, bottom = (end(found.groupby(["round", "weights", "mask"])[criterion].mean()) for end in (max, min))
             means = cells.mean().unstack().loc[names[0], names[1]]
             half = cells.agg(lambda values: interval(values)[1] - values.mean()).unstack().loc[names[0], names[1]]
-            spread = "\n± {:.1f}" if seeds > 1 else ""
+            spread = "\n± {:.1f}" if cells.size().min() > 1 else ""
             texts = [[f"{m:.1f}{spread.format(h)}" for m, h in zip(*row)] for row in zip(means.values, half.values)]
             where = {"xticklabels": labels[1], "yticklabels": labels[0], "square": True, "linewidths": 1, "ax": panel}
             where |= {"vmin": min(bottom, top - 10), "vmax": top}
@@ -57,6 +56,7 @@ def draw_crossing(table: pd.DataFrame, downstream: str, fraction: float | None =
         line[0].set_ylabel(f"{100 * sparsity[round_]:.4g} % pruned\nSource of the weights")
     for panel, criterion in zip(grid[0], CRITERIA):
         panel.set_title(f"{criterion} (%)")
+    seeds = found["seed"].nunique()
     of = f"means over {seeds} seeds, 95 % intervals" if seeds > 1 else "one seed"
     figure.suptitle(f"{downstream}, {percent(found['fraction'].iloc[0])} of its data: {of}")
     return figure
@@ -104,6 +104,9 @@ def draw_controls(
         NotYet: as of `against_imp`, and where it has nothing at this round.
     """
     found = against_imp(table, downstream, fraction)
+    found = found[found["method"].isin(list(style.of_methods()))]  # others are known where they were made
+    if found.empty:
+        raise NotYet("no pruning but IMP in the table that is known here")
     sizes = found.groupby("round").agg(runs=("points", "size"), seeds=("seed", "nunique"))
     round_ = sizes.sort_values(["runs", "seeds"], kind="stable").index[-1] if round_ is None else round_
     found = found[found["round"] == round_]

@@ -139,7 +139,7 @@ def screen(table: pd.DataFrame, folder: Folder, command: str) -> str:
     sa, ra = (f"{preset.margins[column]:g}" for column in ("sa", "ra"))
     lines = [
         f"Done: {count.get('pretrain', 0)} networks trained on {preset.upstream} and pruned step by step into sparse "
-        f"tickets; {count['transfer']} of these trained on",
+        f"tickets; {count.get('transfer', 0)} of these trained on",
         f"{', '.join(preset.downstream)} and attacked. A ticket is double-win if it is shown to lose less than {sa} "
         f"point{'s' * (sa != '1')} of accuracy (SA)",
         f"and {ra} of accuracy under attack (RA) against the dense network that it is cut from.",
@@ -204,26 +204,26 @@ def report_autoattack(table: pd.DataFrame) -> str:
     runs = table[(table["stage"] == "autoattack") & table["ra"].notna()]
     if not len(runs):
         return "no network under AutoAttack yet"
-    shown = runs.groupby(["downstream", "source", "round"], sort=False).agg(
+    shown = runs.groupby(["downstream", "fraction", "source", "round"], sort=False).agg(
         seeds=("seed", "nunique"),
         sparsity=("sparsity", "first"),
         SA=("sa", "mean"),
         RA=("ra_pgd", "mean"),
         AutoAttack=("ra", "mean"),
     )
-    percent = {name: "{:.2%}".format for name in ("sparsity", "SA", "RA", "AutoAttack")}
+    formats = {name: "{:.2%}".format for name in ("sparsity", "SA", "RA", "AutoAttack")} | {"fraction": percent}
     return (
         "RA after adversarial transfer, under the evaluation attack and under AutoAttack\n"
-        + shown.reset_index().to_string(index=False, formatters=percent)
+        + shown.reset_index().to_string(index=False, formatters=formats)
     )
 
 
 def report_audit(table: pd.DataFrame) -> str:
     """The checks of each network (`dwlth.running.audit.audit_transfers`), and which failed."""
     parts = []
-    for (source, sparsity, seed), rows in table.groupby(["source", "sparsity", "seed"], sort=False):
+    for (id_, source, sparsity, seed), rows in table.groupby(["id", "source", "sparsity", "seed"], sort=False):
         shown = rows[["check", "found", "honest", "verdict"]].to_string(index=False)
-        parts.append(f"{source}, {sparsity:.2%} sparsity, seed {seed}\n{shown}")
+        parts.append(f"{source}, {sparsity:.2%} sparsity, seed {seed} ({id_})\n{shown}")
     failed = table[table["verdict"] == "fails"]
     parts.append(f"{len(failed)} of {(table['verdict'] != '').sum()} checks failed")
     return "\n\n".join(parts)

@@ -37,13 +37,15 @@ def savings(folder: Folder, seed: int = 0, of: tuple[str, int] | None = None) ->
     found = {}
     for source in folder.preset.pretrain if of is None else of[:1]:
         paths = sorted(folder.ticket(Run("imp", source, seed, 1)).parent.glob("*.safetensors"))
+        paths = [path for path in paths if path.stem.isdigit()]  # some systems leave ._01 beside 01
         found[source] = [path for path in paths if of is None or int(path.stem) == of[1]]
         if not folder.source(Run("pretrain", source, seed)).exists():
             found[source] = []
     if not any(found.values()):
         raise NotYet(f"no ticket of seed {seed} is on disk: `python -m dwlth run {folder.preset.name}` makes them")
     task = data.blank(folder.preset.upstream) or folder.dataset(folder.preset.upstream, 0)
-    images = torch.rand(8, *task.test.images.shape[1:], generator=torch.Generator().manual_seed(0))
+    seen, _ = next(task.test.take([0]).batches(1, augment=next(iter(folder.preset.imp.values())).augment))
+    images = torch.rand(8, *seen.shape[1:], generator=torch.Generator().manual_seed(0))
     rows = []
     for source, paths in found.items():
         dense = sources.load(folder, Run("pretrain", source, seed)).cpu().eval() if paths else None

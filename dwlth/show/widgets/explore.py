@@ -9,6 +9,7 @@ from typing import Any
 
 import ipywidgets as ipw
 import pandas as pd
+import torch
 from IPython.display import HTML
 
 from dwlth import masks, models, sources, tickets
@@ -148,7 +149,8 @@ def _inside(
     folder: Folder, controls: Mapping[str, ipw.Widget], begin: Mapping[str, Any]
 ) -> tuple[list[ipw.Widget], ipw.Widget]:
     """The chosen ticket from inside, and the control of its layer."""
-    layers = masks.prunable(models.build(folder.preset.network, 2, [0.0], [1.0], seed=0).net)
+    with torch.device("meta"):  # names and shapes alone
+        layers = masks.prunable(models.NETWORKS[folder.preset.network](2))
     layer = begin.get("layer") or max(layers, key=lambda name: layers[name].numel())
     within = {"source": controls["source"], "round": controls["round"], "layer": choose("layer", list(layers), layer)}
 
