@@ -253,7 +253,8 @@ def _step(model: Classifier, recipe: Recipe, optimizer: torch.optim.SGD, parts: 
             losses = F.cross_entropy(logits.float(), y, reduction="none").view(-1, model.members)
             (losses.sum() / count).backward()
         right = (logits.argmax(1) == y).view(-1, model.members)
-        sums += torch.stack([losses.detach().sum(0), right.sum(0)])
+        lost = losses.detach().T.contiguous().sum(1)  # in an order that the number of members does not change
+        sums += torch.stack([lost, right.sum(0)])
     team.exchange(model.net, sums)
     optimizer.step()
     return sums

@@ -27,7 +27,8 @@ class Stack(Classifier):
 
     A batch holds each image once per member: row n * members + m of the images (float [N * members, C, H, W]), and of
     the logits (float [N * members, classes]), is image n for member m. Nothing flows from one member to another, and on
-    a CPU a member's numbers are the same bits whichever others, one at least, stand beside it.
+    a CPU a member's numbers are the same bits whichever others, one at least, stand beside it. (With AVX2 alone, the
+    last bits depend on how many there are: oneDNN takes other kernels.)
     """
 
     def __init__(self, members: Sequence[Classifier]):

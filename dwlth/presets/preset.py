@@ -74,7 +74,8 @@ class Preset:
     """Keep the network that each transfer ends with."""
     together: int = 1
     """So many alike runs train side by side (`dwlth.fast.stack`): for small networks, whose time is not arithmetic. All
-    numbers above 1 give the same bits. 1 gives others, so whether it is above 1 is part of a run's id."""
+    numbers above 1 give the same bits (but for the last ones on a CPU with AVX2 alone). 1 gives others, so whether it
+    is above 1 is part of a run's id."""
 
     def __post_init__(self):
         right = {
