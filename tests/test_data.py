@@ -19,7 +19,7 @@ from sklearn.datasets import load_digits
 from torchvision import datasets
 
 from dwlth import data
-from dwlth.data import Augment
+from dwlth.data import Augment, official
 from dwlth.data import datasets as datasets_module
 from dwlth.errors import DwlthError
 
@@ -275,7 +275,7 @@ def test_what_is_absent_is_downloaded_and_checked(tmp_path, monkeypatch, server)
 
 
 def test_a_server_that_falls_silent_is_not_waited_for(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets_module, "PATIENCE", 0.2)
+    monkeypatch.setattr(official, "PATIENCE", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:  # takes the call, and says nothing
         monkeypatch.setenv("no_proxy", "*")
         monkeypatch.setattr(datasets.CIFAR10, "url", f"http://127.0.0.1:{silent.getsockname()[1]}/cifar.tar.gz")

@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from dwlth import presets
-from dwlth.data import datasets
+from dwlth.data import official
 from dwlth.errors import DwlthError
 from dwlth.outside import downloads
 from dwlth.outside.downloads import KNOWN, fetch
@@ -95,7 +95,7 @@ def test_two_addresses_with_one_file_name_give_two_files(server, tmp_path):
 
 
 def test_a_server_that_falls_silent_is_not_waited_for(server, tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets, "PATIENCE", 0.2)
+    monkeypatch.setattr(official, "PATIENCE", 0.2)
     server.at_most, before = 1000, socket.getdefaulttimeout()
     server.speaks.clear()
     refused("dl=1: TimeoutError: timed out", server.url, tmp_path)

@@ -1,10 +1,7 @@
 """Datasets by name: `load` gives a `Dataset` of three splits."""
 
-import contextlib
 import hashlib
-import os
-import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -14,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dwlth.data.images import decode, tree
+from dwlth.data.official import official
 from dwlth.data.splits import Dataset, Split, Streamed, balanced_subset
 from dwlth.errors import DwlthError, check
 
@@ -23,10 +21,6 @@ MEAN_STD = {  # of pixels in [0, 1], red, green, blue
     "svhn": ((0.4377, 0.4438, 0.4728), (0.1201, 0.1231, 0.1052)),  # reference code; others have a std of about 0.2
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),  # torchvision's
 }
-
-
-PATIENCE = 60.0
-"""Seconds that a download waits for the next byte (our choice)."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +39,6 @@ class Entry:
     """Of the pixels of a published dataset in [0, 1], per channel."""
     on_disk: str = ""
     """What lies in the folder of the datasets once it is there; empty: it comes with a package."""
-    download: bool = False
-    """Whether torchvision downloads it."""
 
 
 def blank(name: str) -> Dataset | None:
@@ -117,27 +109,6 @@ def _checked(data: Dataset) -> Dataset:
     return replace(data, classes=int(data.classes), mean=(*map(float, data.mean),), std=(*map(float, data.std),))
 
 
-def fetch(name: str, root: str | Path) -> None:
-    """Have torchvision download a dataset that it knows and that is not on disk; a failure is left for `load` to
-    report. What is there is not looked at."""
-    entry = DATASETS.get(name)
-    if entry and entry.download and not (Path(root) / name / "train").is_dir() and _absent(name, Path(root)):
-        with contextlib.suppress(DwlthError):
-            _torchvision(name, Path(root))
-
-
-@contextlib.contextmanager
-def patience() -> Iterator[None]:
-    """Meanwhile a new connection that brings nothing for `PATIENCE` ends with a TimeoutError. torch and torchvision
-    would wait for ever."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(PATIENCE)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
-
-
 def _digits(first: int, last: int, root: Path, order: str, seed: int | None) -> Dataset:
     """Handwritten digits first..last of scikit-learn's copy of the UCI set (Alpaydin & Kaynak, 1998): 8x8 scans in
     17 grey levels, here stretched to 0..255. Of each class, drawn by the seed, 30 % test, 15 % validate and the rest
@@ -179,7 +150,7 @@ def _published(name: str, root: Path, order: str, seed: int | None) -> Dataset:
             )
         train, test = _image_files(name, root / name)
     else:
-        train, test = _torchvision(name, root)
+        train, test = official(name, root)
     if order == "content":
         train, test = _by_content(train), _by_content(test)
     n = DATASETS[name].sizes[0]
@@ -217,53 +188,6 @@ def _image_files(name: str, path: Path) -> tuple[Split, Split]:
             raise DwlthError(f"{path / part}: images of other sizes than 32x32, which {name} has")
         splits.append(Split(images, torch.tensor(labels)))
     return splits[0], splits[1]
-
-
-def _torchvision(name: str, root: Path) -> tuple[Split, Split]:
-    """The official training and test images in torchvision's order, downloaded by it where a file is absent."""
-    from torchvision import datasets
-
-    kind, absent = getattr(datasets, name.upper()), _absent(name, root)
-    svhn = name == "svhn"
-
-    def official(part: str) -> Split:
-        part_of = {"split": part} if svhn else {"train": part == "train"}
-        got = kind(root, download=bool(absent), **part_of)  # compares the files with their hashes
-        images, labels = (got.data, got.labels) if svhn else (got.data.transpose(0, 3, 1, 2), got.targets)
-        return Split(torch.from_numpy(np.ascontiguousarray(images)), torch.as_tensor(labels))
-
-    try:
-        with patience():
-            return official("train"), official("test")
-    except Exception as error:  # torchvision and the network raise many kinds
-        for path, md5 in _files_of(name, root).items():
-            if path.exists() and (found := hashlib.md5(path.read_bytes()).hexdigest()) != md5:
-                raise DwlthError(
-                    f"{path}: damaged: its MD5 is {found}, where {md5} should be: remove it, and it is downloaded again"
-                ) from None
-        why = str(error).partition("\n")[0] or type(error).__name__
-        if not absent:
-            raise DwlthError(f"{name}: cannot be read from {root}: {why}") from None
-        what = "train_32x32.mat and test_32x32.mat" if svhn else f"{kind.base_folder}/"
-        url = os.path.dirname(kind.split_list["train"][0]) if svhn else kind.url
-        raise DwlthError(
-            f"{name}: {absent[0]} is not there, and cannot be downloaded ({why}): put {what} of {url} into {root}"
-        ) from None
-
-
-def _files_of(name: str, root: Path) -> dict[Path, str]:
-    """The files of torchvision's CIFAR or SVHN, with their MD5."""
-    from torchvision import datasets
-
-    kind = getattr(datasets, name.upper())
-    if name == "svhn":
-        return {root / kind.split_list[part][1]: kind.split_list[part][2] for part in ("train", "test")}
-    files = [*kind.train_list, *kind.test_list, (kind.meta["filename"], kind.meta["md5"])]
-    return {root / kind.base_folder / file: md5 for file, md5 in files}
-
-
-def _absent(name: str, root: Path) -> list[Path]:
-    return [path for path in _files_of(name, root) if not path.exists()]
 
 
 def _folder(name: str, path: Path) -> Dataset:
@@ -338,7 +262,6 @@ DATASETS = {
         32,
         MEAN_STD["cifar10"],
         "cifar-10-batches-py",
-        True,
     ),
     "cifar100": Entry(
         partial(_published, "cifar100"),
@@ -347,7 +270,6 @@ DATASETS = {
         32,
         MEAN_STD["cifar100"],
         "cifar-100-python",
-        True,
     ),
     "svhn": Entry(
         partial(_published, "svhn"),
@@ -356,7 +278,6 @@ DATASETS = {
         32,
         MEAN_STD["svhn"],
         "train_32x32.mat",
-        True,
     ),
     "imagenet": Entry(
         lambda root, order, seed: _folder("imagenet", root / "imagenet"),

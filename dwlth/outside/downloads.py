@@ -12,7 +12,7 @@ from urllib.request import Request, urlopen
 import torch
 
 from dwlth import files
-from dwlth.data.datasets import patience
+from dwlth.data.official import patience
 from dwlth.errors import DwlthError
 
 
