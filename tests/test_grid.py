@@ -8,13 +8,14 @@ import pandas as pd
 import pytest
 import torch
 
-from dwlth import data, masks, presets, sources, tickets, transfer
+from dwlth import data, masks, presets, sources, tickets, training, transfer
 from dwlth.attacks import Attack
 from dwlth.errors import DwlthError, NotYet
 from dwlth.evaluation import evaluate
 from dwlth.files import read_tensors
 from dwlth.interface.commands import main
-from dwlth.results import Folder, read_table
+from dwlth.outside import autoattack as under
+from dwlth.results import Folder, read_record, read_table
 from dwlth.running import cost, grid, machine
 from dwlth.running.settings import override
 from dwlth.runs import Run
@@ -131,6 +132,31 @@ def test_autoattack_of_the_dense_network_and_the_double_win_ticket(tiny_args, tm
     assert (rows["ra_pgd"] <= rows["sa"]).all() and rows["command"].str.startswith("python -m dwlth autoattack").all()
     assert main(["autoattack", *args]) == 0  # nothing left
     assert "runs ok" not in capsys.readouterr().out
+
+
+def test_autoattack_that_is_stopped_goes_on_behind_its_last_batch(small, tmp_path, monkeypatch):
+    folder = Folder(replace(small, rounds=(0,), keep_networks=True, autoattack_images=12), tmp_path)
+    of = next(run for run in folder.preset.grid() if run.regime == "adversarial")
+    grid.complete(folder, [of], minutes=1000)
+    run, sizes = replace(of, stage="autoattack"), []
+
+    def grey(model, x, y, *args, **how):  # in its place, for speed
+        sizes.append(len(y))
+        training.STOP.set()
+        return torch.where((y > 1).view(-1, 1, 1, 1), x, 0.5)
+
+    monkeypatch.setattr(under, "autoattack", grey)
+    try:
+        whole = under.under_autoattack(folder, [run])  # one batch: there is nothing to stop
+        monkeypatch.setattr(under, "BATCH", 5)
+        for ends in ("stopped", "stopped", "ok"):
+            training.STOP.clear()
+            assert grid.execute(folder, math.inf, "", False, (run,)) == [ends]
+            assert folder.checkpoint(run).exists() == (ends == "stopped")
+    finally:
+        training.STOP.clear()
+    assert sizes == [12, 5, 5, 2] and read_record(folder.record(run))["result"] == whole[0]
+    assert 0 < whole[0]["ra"] < whole[0]["sa"]
 
 
 def test_the_report_keeps_fractions_apart():

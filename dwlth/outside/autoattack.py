@@ -1,20 +1,29 @@
 """AutoAttack, by its authors' code, and the stage of the grid that runs it."""
 
+import math
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 
 from dwlth import sources, tickets
 from dwlth.attacks import Attack, batch_norm
 from dwlth.errors import DwlthError
 from dwlth.evaluation import evaluate
+from dwlth.files import write_state
 from dwlth.results import Folder
 from dwlth.runs import Run, stream
+from dwlth.training import STOP, OutOfTime, read_checkpoint
 from dwlth.transfer import load
+
+BATCH = 250
+"""Images attacked at a time (the authors' code)."""
 
 
 def autoattack(
@@ -25,7 +34,7 @@ def autoattack(
     norm: str = "linf",
     *,
     seed: int = 0,
-    batch_size: int = 250,
+    batch_size: int = BATCH,
     attacks: Sequence[str] | None = None,
 ) -> Tensor:
     """Adversarial images by the standard version of AutoAttack (Croce & Hein, 2020: APGD-CE, targeted APGD-DLR,
@@ -37,7 +46,7 @@ def autoattack(
     Args:
         model, x, y, eps, norm: as for an `Attack`; the model is in eval mode meanwhile, and left as it was.
         seed: of all its random draws; the global generators are left alone.
-        batch_size: images attacked at a time (250 in the authors' code).
+        batch_size: images attacked at a time.
         attacks: only these of `apgd-ce`, `apgd-t`, `fab-t` and `square`.
 
     Returns:
@@ -76,11 +85,23 @@ def autoattack(
         sys.settrace(trace)
 
 
-def under_autoattack(folder: Folder, runs: Sequence[Run], **_) -> list[dict[str, Any]]:
+def under_autoattack(
+    folder: Folder,
+    runs: Sequence[Run],
+    checkpoint: Path | None = None,
+    deadline: float = math.inf,
+    progress: bool = False,
+    **_,
+) -> list[dict[str, Any]]:
     """SA, RA under AutoAttack (`ra`) and RA under the preset's evaluation attack (`ra_pgd`) of the network that a
     transfer (one) ended with, all on the same first `preset.autoattack_images` test images.
 
+    Args:
+        checkpoint, deadline, progress: as of `dwlth.training.fit`; what a batch of images gave is kept in the file,
+            in place of what an epoch did.
+
     Raises:
+        OutOfTime: at the deadline or at a signal, after the batch under way.
         DwlthError: see `dwlth.outside.autoattack.autoattack`.
     """
     (run,), preset = runs, folder.preset
@@ -89,11 +110,21 @@ def under_autoattack(folder: Folder, runs: Sequence[Run], **_) -> list[dict[str,
     mask = tickets.find(folder, run, sources.load(folder, run))
     test = folder.sample(run)
     recipe, seed, attack = preset.recipe(run), stream(run.seed, "autoattack"), preset.evaluation
-    sa, ra_pgd = evaluate(model, test, attack, seed, **recipe.measuring)
-    right = 0
-    for x, y in test.batches(250, augment=recipe.augment):
+    history = read_checkpoint(checkpoint)["fits"][0]["history"] if checkpoint and checkpoint.exists() else []
+    done = sum(row["images"] for row in history)
+    left = test.take(list(range(done, len(test))))
+    bar = tqdm(desc="AutoAttack, images", total=len(test), initial=done, leave=False, disable=not progress)
+    for x, y in left.batches(BATCH, augment=recipe.augment):
+        if history and (STOP.is_set() or time.time() > deadline):
+            raise OutOfTime
+        began = time.monotonic()
         adversarial = autoattack(model, x, y, attack.eps, attack.norm, seed=seed % 2**31)
         with torch.no_grad():
-            right += (model(adversarial).argmax(1) == y).sum().item()
+            right = int((model(adversarial).argmax(1) == y).sum())
+        history.append({"images": len(y), "right": right, "seconds": time.monotonic() - began})
+        if checkpoint:
+            write_state(checkpoint, {"net": {}, "optimizer": {}, "fits": [{"history": history}]})
+        bar.update(len(y))
+    sa, ra_pgd = evaluate(model, test, attack, seed, **recipe.measuring)
     counts = {"sparsity": mask.sparsity, "n_train": 0, "history": []}
-    return [{"sa": sa, "ra": right / len(test), "ra_pgd": ra_pgd} | counts]
+    return [{"sa": sa, "ra": sum(row["right"] for row in history) / len(test), "ra_pgd": ra_pgd} | counts]

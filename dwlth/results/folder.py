@@ -26,7 +26,7 @@ class Folder:
     - `tickets/SOURCE-METHOD-sSEED/ROUND.safetensors`: a mask that IMP found, packed to bits
     - `networks/ID.safetensors`: the network that a transfer ended with, where it is kept
     - `runs/ID.json`: the record of a finished (or failed) run
-    - `checkpoints/ID.pt`: a training under way
+    - `checkpoints/ID.pt`: a training, or AutoAttack, under way
     - `table.csv`: a row per finished (or failed) run; the verdict and the curves read nothing else
     - `audit.csv`, `claims.json`: what an audit found, and the same as RobustBench asks for it
     - `preset.json`: every number of the preset
