@@ -248,7 +248,9 @@ def test_a_damaged_audit_is_named(spoil, says, tmp_path, capsys):
     rows = [{"check": check, "found": "1 %", "honest": "", "verdict": "passes", "id": id_} for id_, check in names]
     rows = pd.DataFrame(rows).assign(source="standard", sparsity=0.0, seed=0)
     write_table(folder.path / "audit.csv", rows)
-    write_json(folder.path / "claims.json", {"claims": [{"file": f"networks/{id_}.x", "checks": 4} for id_ in "ab"]})
+    write_json(
+        folder.path / "claims.json", {"claims": [{"file": f"networks/{id_}.x", "run": {}, "checks": 4} for id_ in "ab"]}
+    )
     pd.testing.assert_frame_equal(folder.audit(), rows, check_dtype=False)
     path = folder.path / "audit.csv"
     path.write_text(spoil(path.read_text()))
@@ -256,6 +258,16 @@ def test_a_damaged_audit_is_named(spoil, says, tmp_path, capsys):
         folder.audit()
     assert main(["verify", "digits", "--results", str(tmp_path)]) == 1
     assert re.search(f"audit.csv.*{says}", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("claims", [{}, {"claims": {}}, {"claims": ["x"]}, {"claims": [{"file": "networks/a.x"}]}])
+def test_a_foreign_file_of_claims_is_named(claims, tmp_path, capsys):
+    folder = Folder(presets.get("digits"), tmp_path)
+    write_json(path := folder.path / "claims.json", claims)
+    assert main(["inspect", str(path)]) == 2
+    assert f"{path}: JSON, but not the claims of an audit" in capsys.readouterr().err
+    assert main(["verify", "digits", "--results", str(tmp_path)]) == 1
+    assert "claims.json: JSON, but not the claims" in capsys.readouterr().out
 
 
 def test_a_page_without_an_audit_names_the_command(tmp_path):

@@ -190,6 +190,11 @@ def test_the_answer_counts_failed_runs_and_the_tickets_before():
     lost = (broken["seed"] == 2) & (broken["round"] == 8) & (broken["regime"] == "adversarial")
     broken.loc[lost, ["status", "sa", "ra"]] = "failed", np.nan, np.nan
     assert "Not double-win: 1 of 4 seeds failed" in text(explorer(broken, source="adversarial", round=8))
+    broken.loc[broken["round"] == 8, ["status", "sa", "ra", "sparsity"]] = "failed", np.nan, np.nan, np.nan
+    box = explorer(broken, source="adversarial", round=8)  # a failed run has no sparsity
+    assert find(box, "round").label == "round 8, failed" and "failed" in text(box)
+    drawn = figures.double_wins(broken, "CIFAR-10", MARGINS).axes[0]
+    assert not any("nan" in label.get_text() for label in drawn.get_yticklabels())
     after = explorer(table(dips, values, values, seeds=4), source="adversarial", round=8)
     assert "the verdict ends before it" in text(after)
 

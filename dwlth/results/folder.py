@@ -14,7 +14,7 @@ from dwlth.data import Dataset, Split, Streamed, load
 from dwlth.errors import DwlthError, NotYet
 from dwlth.files import read_about, read_json, set_aside, write_json
 from dwlth.presets import Preset
-from dwlth.results.records import KEY, read_record, read_rows, read_table, row, write_table
+from dwlth.results.records import KEY, read_claims, read_record, read_rows, read_table, row, write_table
 from dwlth.runs import Run, plain
 
 
@@ -130,7 +130,7 @@ class Folder:
         again = f"restore the file, or delete it and call {command}"
         found = read_rows(path, "an audit", columns, again, keep_default_na=False)
         claims = self.path / "claims.json"
-        for claim in read_json(claims, "claims of an audit")["claims"] if claims.exists() else ():
+        for claim in read_claims(claims) if claims.exists() else ():
             id_, had = Path(claim["file"]).stem, claim["checks"]
             if (has := (found["id"] == id_).sum()) != had:
                 raise DwlthError(f"{path}: damaged: network {id_} has {has} of {had} checks; {again}")

@@ -98,6 +98,19 @@ def read_rows(path: Path, what: str, columns: list[str], again: str, **how: Any)
     return table
 
 
+def read_claims(path: Path) -> list[dict[str, Any]]:
+    """The claims in the `claims.json` of an audit (`dwlth.running.audit`): one of each network.
+
+    Raises:
+        DwlthError: if the file is none, or is damaged.
+    """
+    claims = read_json(path, "file with the claims of an audit").get("claims")
+    whole = lambda claim: isinstance(claim, dict) and {"file", "run", "checks"} <= claim.keys()
+    if not isinstance(claims, list) or not all(map(whole, claims)):
+        raise DwlthError(f"{path}: JSON, but not the claims of an audit, each with `file`, `run` and `checks`")
+    return claims
+
+
 def ended(table: pd.DataFrame) -> pd.DataFrame:
     """The rows of runs that did not fail."""
     return table[table["status"] == "ok"] if "status" in table else table

@@ -13,8 +13,8 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from dwlth.errors import NotYet
-from dwlth.files import read_json, write_json
-from dwlth.results import Folder, provenance
+from dwlth.files import write_json
+from dwlth.results import Folder, provenance, read_claims
 from dwlth.results.records import write_table
 from dwlth.running.checks import audit
 from dwlth.running.machine import processes, threads, torch_threads
@@ -134,6 +134,6 @@ def _audited(folder: Folder) -> dict[str, tuple[pd.DataFrame, dict[str, Any]]]:
     if not (table.exists() and claims.exists()):
         return {}
     rows = folder.audit()
-    of = {Path(claim["file"]).stem: claim for claim in read_json(claims, "claims of an audit")["claims"]}
+    of = {Path(claim["file"]).stem: claim for claim in read_claims(claims)}
     own = [id_ for id_ in rows["id"].unique() if id_ in of and folder.owns(of[id_]["run"], id_)]
     return {id_: (rows[rows["id"] == id_], of[id_]) for id_ in own}

@@ -7,8 +7,8 @@ from pathlib import Path
 import pandas as pd
 
 from dwlth.errors import DwlthError
-from dwlth.files import read_about, read_json
-from dwlth.results import Folder, read_record, read_table
+from dwlth.files import read_about
+from dwlth.results import Folder, read_claims, read_record, read_table
 from dwlth.results.folder import read_preset
 from dwlth.results.records import SEAL
 from dwlth.runs import Run
@@ -89,8 +89,7 @@ def verify(folder: Folder, files: bool = False) -> tuple[str, bool]:
     look("records", sorted((folder.path / "runs").glob("*.json")), of_record)
 
     look("audit.csv", list(folder.path.glob("audit.csv")), lambda path: len(folder.audit()) and None)
-    claims = lambda path: read_json(path, "claims of an audit") and None
-    look("claims.json", list(folder.path.glob("claims.json")), claims)
+    look("claims.json", list(folder.path.glob("claims.json")), lambda path: read_claims(path) and None)
 
     if folder.table.exists():
         try:

@@ -8,7 +8,7 @@ from safetensors import SafetensorError, safe_open
 from dwlth import results
 from dwlth.data import DATASETS
 from dwlth.errors import DwlthError
-from dwlth.files import read_about, read_json
+from dwlth.files import read_about
 from dwlth.outside import checkpoints
 from dwlth.results import Folder
 from dwlth.results.folder import read_preset, run_of
@@ -58,7 +58,7 @@ def describe(file: str | Path, unsafe: bool = False) -> str:
     if path.name == "preset.json":
         return _preset(path)
     if path.name == "claims.json":
-        claims = read_json(path, "claims of an audit").get("claims", [])
+        claims = results.read_claims(path)
         files = ", ".join(claim["file"] for claim in claims)
         return f"{path}: what an audit found of {len(claims)} networks, in RobustBench's fields: {files}."
     if path.name == "audit.csv":

@@ -5,6 +5,7 @@ Nothing here touches pyplot, and matplotlib's settings are changed only inside `
 
 import contextlib
 import io
+import math
 import threading
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import cycle
@@ -143,10 +144,11 @@ def sparsity_axis(panel: Axes, sparsity: Mapping[int, float]) -> None:
 
 
 def ticks(sparsity: Mapping[int, float]) -> tuple[list[int], list[str]]:
-    """Rounds and the texts of their sparsities (fractions, by round): of all, or of many those of every third."""
+    """Rounds and the texts of their sparsities (fractions, by round; NaN where all runs failed): of all, or of many
+    those of every third."""
     rounds = sorted(sparsity.keys())
     rounds = rounds if len(rounds) < 10 else rounds[::3]
-    return rounds, [f"{100 * sparsity[r]:.4g}" for r in rounds]
+    return rounds, ["failed" if math.isnan(sparsity[r]) else f"{100 * sparsity[r]:.4g}" for r in rounds]
 
 
 def legend(figure: Figure, *columns: Sequence[Artist], place: str = "outside lower center") -> None:

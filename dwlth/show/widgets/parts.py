@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import html
+import math
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -175,8 +176,9 @@ def percent(fractions: Iterable[float]) -> dict[str, float]:
 
 
 def sparsities(sparsity: Mapping[int, float]) -> dict[str, int]:
-    """Options of `choose`: rounds, from their sparsity by round."""
-    return {f"{100 * value:.2f} %": round_ for round_, value in sparsity.items()}
+    """Options of `choose`: rounds, from their sparsity by round; NaN where all runs failed."""
+    named = lambda round_, value: f"round {round_}, failed" if math.isnan(value) else f"{100 * value:.2f} %"
+    return {named(*of): of[0] for of in sparsity.items()}
 
 
 def table_of(folder: Folder) -> pd.DataFrame:
