@@ -121,7 +121,7 @@ INITIALISING = threading.Lock()
 
 
 def build(name: str, classes: int, mean: Sequence[float], std: Sequence[float], seed: int) -> Classifier:
-    """A freshly initialised network; the same seed gives the same weights, and the global generator is untouched.
+    """A freshly initialised network; the same seed gives the same weights, and the global generators are untouched.
 
     Raises:
         DwlthError: for a name that is not in `NETWORKS`, or one whose network takes images of more or fewer channels
@@ -130,7 +130,7 @@ def build(name: str, classes: int, mean: Sequence[float], std: Sequence[float], 
     if name not in NETWORKS:
         raise DwlthError(f"unknown network {name!r}: choose from {', '.join(NETWORKS)}")
     with INITIALISING, torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed those of the GPUs too
         net = NETWORKS[name](classes)
     first = next((module for module in net.modules() if isinstance(module, nn.Conv2d)), None)
     if first and first.in_channels != len(mean):

@@ -106,6 +106,8 @@ def _given(given: Given, folder: Folder) -> Classifier:
     fetch = partial(checkpoints.fetch, where, folder.path / "downloads", given.sha256, given.size or None)
     path = team.current.same(fetch)
     found = checkpoints.read(path, given.unsafe)
+    if found.mask is not None:
+        raise DwlthError(f"{path}: a ticket, where a dense network should be: `python -m dwlth import` takes tickets")
     mean, std = (found.mean, found.std) if found.mean else checkpoints.IMAGENET
     model = models.build(folder.preset.network, found.classes, mean, std, seed=0)
     checkpoints.load_into(model.net, found.state, path)

@@ -144,6 +144,7 @@ def fit_members(
         model.net.load_state_dict(state["net"])
         optimizer.load_state_dict(state["optimizer"])
         fits, within = [Fit(**member) for member in state["fits"]], state.get("within", {})
+        _check_device(checkpoint, within, trains[0].labels.device)
     saved = time.monotonic()
 
     def pause(stop: bool = False, **within) -> None:
@@ -205,6 +206,14 @@ def read_checkpoint(path: Path) -> dict:
     return state
 
 
+def _check_device(path: Path, within: dict, device: torch.device) -> None:
+    """Raise `DwlthError` where an epoch was begun with generators of another kind of device, whose states differ."""
+    drawn = [state for state in within.get("draws", ()) if state is not None]
+    if drawn and len(drawn[0]) != len(torch.Generator(device).get_state()):
+        own = "an epoch begun on another kind of device than this one"
+        raise DwlthError(f"{path}: holds {own}, {device.type}: go on there (--device), or delete the file")
+
+
 def _train_epoch(
     model: Classifier,
     recipe: Recipe,
@@ -248,7 +257,7 @@ def _step(model: Classifier, recipe: Recipe, optimizer: torch.optim.SGD, parts: 
             except DwlthError:
                 raise
             except ValueError as error:  # batch norm's: one image of one pixel has no variance
-                what = f"recipe: batch_size is {recipe.batch_size}, which leaves a batch of {len(y)}"
+                what = f"recipe: batch_size is {recipe.batch_size}, which leaves a batch of {len(y) // model.members}"
                 raise DwlthError(f"{what}: this network refuses it ({error}): give another batch_size") from None
             losses = F.cross_entropy(logits.float(), y, reduction="none").view(-1, model.members)
             (losses.sum() / count).backward()

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from dwlth.errors import DwlthError, NotYet
+from dwlth.errors import DwlthError, NotYet, check
 from dwlth.presets import in_order
 from dwlth.runs import Run
 
@@ -79,6 +79,7 @@ def tests(
         raise DwlthError(f"rule is {rule!r}: give paired or mean")
     if rule == "mean" and (tolerance is None or not tolerance >= 0):
         raise DwlthError(f"tolerance is {tolerance}: give points of accuracy, 0 or more, for the rule of means")
+    check("level", level, 0.5 < level < 1, "the level of the one-sided bounds, between 0.5 and 1: 0.95, not 95")
     if rule == "paired" and tolerance is not None:
         raise DwlthError(f"tolerance is {tolerance}: it belongs to the rule of means; the paired rule has margins")
     judged, limits = criteria_of(margins, all_four)
@@ -319,11 +320,15 @@ def _in_sequence(found: pd.DataFrame) -> pd.Series:
     return part & wins.groupby(keys).transform(lambda of: of.shift(fill_value=True).cummin()).astype(bool)
 
 
+ROUNDING = 1e-4
+"""Points that two accuracies may differ by which are equal: SA is a quotient in float32 (our choice)."""
+
+
 def _by_means(found: pd.DataFrame, tolerance: float, names: list[str]) -> pd.DataFrame:
     """Tests of `tests`, with the answers of the rule of means."""
     found = found.copy()
     for i, row in found.iterrows():
-        low = [name for name in names if not row[name] >= -tolerance - 1e-9]  # against rounding where they are equal
+        low = [name for name in names if not row[name] >= -tolerance - ROUNDING]
         if row["pairs"] and not (row["answer"] == "not" and "failed" in row["why"]):
             why = "; ".join(f"{name} loses {-row[name]:.1f} points" for name in low)
             found.loc[i, ["answer", "why"]] = ["not" if low else "double-win", why]

@@ -316,6 +316,19 @@ def test_our_export_can_be_imported_again(folder, tmp_path, legacy):
     assert after["belongs_to"] == about["belongs_to"] and after["method"] == "imported from 3.pth.tar"
 
 
+def test_a_ticket_that_needs_an_unpickle_is_imported_once_allowed(folder, tmp_path, capsys):
+    file = tmp_path / "3.pth.tar"
+    export_reference(file, folder, RUN)
+    torch.save(torch.load(file) | {"best_sa": np.float64(91.2)}, file)
+    folder.ticket(RUN).unlink()
+    args = ["import", "paper", str(file), "--results", str(tmp_path / "results"), "--set", "network=resnet18"]
+    args += ["--source", "standard", "--round", "3"]
+    assert main(args) == 2 and "--unsafe of inspect and import" in capsys.readouterr().err
+    with pytest.warns(UserWarning, match="unpickled in full"):
+        assert main([*args, "--unsafe"]) == 0
+    assert folder.ticket(RUN).exists()
+
+
 @pytest.mark.parametrize("legacy", [False, True])
 def test_the_pretrained_weights_go_out_as_a_bare_file(net, folder, tmp_path, legacy):
     words = ["--init", "--legacy"] if legacy else ["--init"]
@@ -426,7 +439,7 @@ def test_a_pruned_network_without_a_mask_is_said_to_be_one(net, ticket, tmp_path
         assert read(save(permanent, tmp_path / "b")).notes == ()
 
 
-@pytest.mark.parametrize("entry", ["net", "params", "weights"])
+@pytest.mark.parametrize("entry", ["net", "params", "weights", "model_state_dict"])
 def test_other_names_of_the_entry(net, tmp_path, entry):
     found = read(save({"epoch": 3, entry: under("module.", net.state_dict())}, tmp_path / "a"))
     same(found.state, net.state_dict())

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.nn.utils import prune
 from torchvision.models import resnet18, resnet50
 
 from dwlth import masks, models, presets, sources, tickets
@@ -155,6 +156,16 @@ def test_a_given_source_in_the_folder_of_the_datasets(paper, tmp_path):
     assert torch.equal(taken.net.conv1.weight, net.conv1.weight)
     with pytest.raises(DwlthError, match="nowhere.given.pth.tar: no such file"):
         sources._given(Given("data/given.pth.tar"), Folder(preset, tmp_path, tmp_path / "nowhere"))
+
+
+def test_a_ticket_is_no_given_source(paper, tmp_path):
+    preset, _, _, net = paper
+    for module in net.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            prune.random_unstructured(module, "weight", 0.5)
+    torch.save({"state_dict": net.state_dict()}, tmp_path / "ticket.pth.tar")
+    with pytest.raises(DwlthError, match="ticket.pth.tar: a ticket, where a dense network should be: .*dwlth import"):
+        sources._given(Given(str(tmp_path / "ticket.pth.tar")), Folder(preset, tmp_path))
 
 
 def test_a_given_source_needs_no_data_of_its_task(paper, tmp_path, capsys):

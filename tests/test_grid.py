@@ -12,6 +12,7 @@ from dwlth import data, masks, presets, sources, tickets, training, transfer
 from dwlth.attacks import Attack
 from dwlth.errors import DwlthError, NotYet
 from dwlth.evaluation import evaluate
+from dwlth.fast import team
 from dwlth.files import read_tensors
 from dwlth.interface.commands import main
 from dwlth.outside import autoattack as under
@@ -145,17 +146,25 @@ def test_autoattack_that_is_stopped_goes_on_behind_its_last_batch(small, tmp_pat
         training.STOP.set()
         return torch.where((y > 1).view(-1, 1, 1, 1), x, 0.5)
 
+    precisions, precision_of = [], under.precision_of
+    spy = lambda name, device: precisions.append(name) or precision_of(name, device)
+    monkeypatch.setattr(under, "precision_of", spy)
     monkeypatch.setattr(under, "autoattack", grey)
     try:
         whole = under.under_autoattack(folder, [run])  # one batch: there is nothing to stop
         monkeypatch.setattr(under, "BATCH", 5)
+        with monkeypatch.context() as patch:  # one of several processes asks the first one whether to end
+            patch.setattr(team.current, "says", lambda yes: False, raising=False)
+            assert under.under_autoattack(folder, [run]) == whole
+        sizes.clear()
         for ends in ("stopped", "stopped", "ok"):
             training.STOP.clear()
             assert grid.execute(folder, math.inf, "", False, (run,)) == [ends]
             assert folder.checkpoint(run).exists() == (ends == "stopped")
     finally:
         training.STOP.clear()
-    assert sizes == [12, 5, 5, 2] and read_record(folder.record(run))["result"] == whole[0]
+    assert sizes == [5, 5, 2] and set(precisions) == {"float32"}
+    assert read_record(folder.record(run))["result"] == whole[0]
     assert 0 < whole[0]["ra"] < whole[0]["sa"]
 
 

@@ -11,6 +11,8 @@ from dwlth.attacks import Attack
 from dwlth.data import Split
 from dwlth.errors import DwlthError
 from dwlth.evaluation import evaluate
+from dwlth.fast.folding import fold
+from dwlth.files import write_state
 from dwlth.recipe import Recipe
 from dwlth.training import OutOfTime, TrainingFailed, catastrophic_overfitting, fit
 
@@ -132,6 +134,16 @@ def test_evaluation_is_the_accuracy_of_the_model_itself(model, task):
     assert evaluate(model, task.test, Attack(), seed=0) == (sa, None)
 
 
+def test_folding_is_checked_in_float32(model, task):
+    """A GPU's own choice, TF32, rounds by more than folding may change."""
+    seen = []
+    model.register_forward_hook(lambda *_: seen.append(torch.backends.cudnn.allow_tf32))
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cudnn.enabled
+    folded = fold(model, next(task.test.batches(8))[0])
+    assert seen == [False, False] and before == (torch.backends.cudnn.allow_tf32, torch.backends.cudnn.enabled)
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in folded.modules())
+
+
 def test_a_loss_that_is_not_finite_stops_the_training(model, task):
     with pytest.raises(TrainingFailed, match="nan.*epoch"):
         fit(model, Recipe(epochs=3, batch_size=32, lr=1e30), task.train, task.val, seed=0)
@@ -157,11 +169,12 @@ def test_seeds_for_each_use_differ():
     assert len(seeds) == 54 and all(0 <= seed < 2**63 for seed in seeds)
 
 
-def test_a_seed_gives_one_network_and_leaves_the_global_generator_alone(task):
+def test_a_seed_gives_one_network_and_leaves_the_global_generators_alone(task, monkeypatch):
     build = lambda seed: state(models.build("small_resnet", 5, task.mean, task.std, seed))
     torch.manual_seed(0)
     expected = torch.rand(1)
     torch.manual_seed(0)
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("the GPUs' generators are seeded"))
     assert same(build(0), build(0)) and not same(build(0), build(1))
     assert torch.rand(1) == expected
 
@@ -187,6 +200,19 @@ def test_refuses_a_bad_checkpoint(model, task, tmp_path, content):
         fit(model, STANDARD, task.train, task.val, seed=0, checkpoint=path)
 
 
+def test_an_epoch_begun_on_another_device_is_refused(model, task, tmp_path, monkeypatch):
+    path, other = tmp_path / "run.pt", torch.zeros(16, dtype=torch.uint8)  # as long as the state of a GPU's generator
+    other = other if task.train.labels.device.type == "cpu" else torch.zeros(5056, dtype=torch.uint8)
+    monkeypatch.setattr(training.STOP, "is_set", lambda: True)
+    with pytest.raises(training.OutOfTime):
+        fit(model, STANDARD, task.train, task.val, seed=0, checkpoint=path)
+    found = training.read_checkpoint(path)
+    found["within"]["draws"] = [other]
+    write_state(path, found)
+    with pytest.raises(DwlthError, match="run.pt: holds an epoch begun on another kind of device than this one, "):
+        fit(model, STANDARD, task.train, task.val, seed=0, checkpoint=path)
+
+
 def test_a_batch_too_small_for_batch_norm_is_refused_by_name(device):
     images = torch.randint(0, 256, (5, 3, 32, 32), dtype=torch.uint8, device=device)  # ResNet-18 sees one pixel at last
     few = Split(images, torch.arange(5, device=device))
@@ -195,6 +221,8 @@ def test_a_batch_too_small_for_batch_norm_is_refused_by_name(device):
         recipe = Recipe(epochs=1, batch_size=4, lr=0.1, attack=attack, validation=Attack())
         with pytest.raises(DwlthError, match="batch_size is 4, which leaves a batch of 1: .* give another batch_size"):
             fit(net, recipe, few, few, seed=0)
+        with pytest.raises(DwlthError, match="which leaves a batch of 1: "):  # of each of the two
+            training.fit_members([net] * 2, recipe, [few] * 2, [few] * 2, seeds=[0, 1], stacked=True)
     fit(net, replace(recipe, batch_size=3), few, few, seed=0)
 
 

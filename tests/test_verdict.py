@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from scipy import stats
 
 from dwlth import presets, verdict
@@ -260,6 +261,15 @@ def test_the_rule_of_means_is_ascending_too():
     assert verdict.verdict(runs, MARGINS, "mean", 1.2).iloc[0]["round"] == 4
 
 
+def test_the_rule_of_means_calls_equal_what_is_equal_but_for_rounding():
+    right = torch.arange(100, 1000, 9)  # of 1,000 images; SA is a quotient in float32, as `evaluate` has it
+    dense, ticket = (((right + more) / 1000).tolist() for more in (10, 0))
+    for pair in zip(dense, ticket):
+        runs = table(lambda k, seed, pair=pair: 100 * pair[k], EQUAL, EQUAL, rounds=range(2))
+        assert verdict.verdict(runs, MARGINS, "mean", 1.0).iloc[0]["round"] == 1, pair
+        assert verdict.verdict(runs, MARGINS, "mean", 0.999).iloc[0]["round"] == 0
+
+
 def test_the_paper_s_claim():
     claim = {("standard", "CIFAR-10"): 10, ("standard", "CIFAR-100"): 6}
     claim |= {("fast_adversarial", "CIFAR-10"): 10, ("fast_adversarial", "CIFAR-100"): 7}
@@ -333,6 +343,8 @@ def test_the_order_asks_for_three_seeds():
         ({"rule": "mean"}, "tolerance is None"),
         ({"tolerance": 1.0}, "tolerance is 1.0: it belongs to the rule of means"),
         ({"rule": "best"}, "rule is 'best'"),
+        ({"level": 95}, "level is 95: give the level of the one-sided bounds, between 0.5 and 1: 0.95, not 95"),
+        ({"level": 0.05}, "level is 0.05"),
         ({"margins": {"sa": 1.0}}, "margins is {'sa': 1.0}"),
         ({"margins": {"sa": -1.0, "ra": 1.0}}, "margins is {'sa': -1.0"),
     ],

@@ -15,6 +15,7 @@ They are pruning methods like any other, entries of `dwlth.masks.METHODS`:
 """
 
 import copy
+import math
 
 import torch
 from torch import Tensor, nn
@@ -79,13 +80,16 @@ def narrow(net: nn.Module, seed: int, mask: Mask) -> Mask:
     shapes = {name: list(tensor.shape) for name, tensor in mask.items()}
     (_, pixels, *_), widest = next(iter(shapes.values())), max(shape[0] for shape in shapes.values())
     for width in range(widest, 0, -1):
-        bits = {name: torch.zeros(shape, dtype=torch.bool) for name, shape in shapes.items()}
-        for i, (name, (outputs, inputs, *_)) in enumerate(shapes.items()):
-            left = [max(1, round(channels * width / widest)) for channels in (outputs, inputs)]
-            bits[name][: left[0], : left[1] if i else pixels] = True
-        if (found := Mask(bits)).kept <= mask.kept:
-            return found
-    raise DwlthError(f"narrow: one channel in each layer has {found.kept} weights, and the ticket only {mask.kept}")
+        share = lambda channels, width=width: max(1, round(channels * width / widest))
+        left = {name: (share(outputs), share(inputs)) for name, (outputs, inputs, *_) in shapes.items()}
+        left[next(iter(left))] = left[next(iter(left))][0], pixels
+        kept = sum(outputs * inputs * math.prod(shapes[name][2:]) for name, (outputs, inputs) in left.items())
+        if kept <= mask.kept:
+            bits = {name: torch.zeros(shape, dtype=torch.bool) for name, shape in shapes.items()}
+            for name, (outputs, inputs) in left.items():
+                bits[name][:outputs, :inputs] = True
+            return Mask(bits)
+    raise DwlthError(f"narrow: one channel in each layer has {kept} weights, and the ticket only {mask.kept}")
 
 
 METHODS |= {

@@ -31,6 +31,7 @@ Exit codes: 0 all done, 1 some runs failed (verify: something is damaged or miss
 (--minutes, SIGUSR1), 130 interrupted (Ctrl-C), 143 terminated (SIGTERM)."""
 STOPPED = {"SIGINT": 130, "SIGTERM": 143}
 AGAIN = "the same command goes on from here"
+UNSAFE = "unpickle the file in full, which can run code in it"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -93,6 +94,7 @@ def _parser() -> argparse.ArgumentParser:
             sub.add_argument("--seed", default=0, type=int)
         if name == "import":
             sub.add_argument("--force", action="store_true", help="whatever weights it belongs to")
+            sub.add_argument("--unsafe", action="store_true", help=UNSAFE)
         if name == "export":
             sub.add_argument("--init", action="store_true", help="the pre-trained weights alone, for its --init")
             sub.add_argument("--legacy", action="store_true", help="in the file format of before torch 1.6")
@@ -108,7 +110,7 @@ def _parser() -> argparse.ArgumentParser:
             sub.add_argument("--all-four", action="store_true", help="judge RA after standard transfer too")
     sub = commands.add_parser("inspect", help="say what a file or folder is", **texts)
     sub.add_argument("file", help="a source, ticket, record, table or folder, or a checkpoint from elsewhere")
-    sub.add_argument("--unsafe", action="store_true", help="unpickle the file in full, which can run code in it")
+    sub.add_argument("--unsafe", action="store_true", help=UNSAFE)
     sub.set_defaults(command=lambda args: print(describe(args.file, args.unsafe)) or 0)
     return parser
 
@@ -262,7 +264,7 @@ def _draw(folder: Folder) -> list[Path]:
 
 
 def import_ticket(args) -> int:
-    print(tickets.import_reference(args.file, *_ticket(args), args.force))
+    print(tickets.import_reference(args.file, *_ticket(args), args.force, args.unsafe))
     return 0
 
 

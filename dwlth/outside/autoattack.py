@@ -15,7 +15,8 @@ from tqdm.auto import tqdm
 from dwlth import sources, tickets
 from dwlth.attacks import Attack, batch_norm
 from dwlth.errors import DwlthError
-from dwlth.evaluation import evaluate
+from dwlth.evaluation import evaluate, precision_of
+from dwlth.fast import team
 from dwlth.files import write_state
 from dwlth.results import Folder
 from dwlth.runs import Run, stream
@@ -94,7 +95,8 @@ def under_autoattack(
     **_,
 ) -> list[dict[str, Any]]:
     """SA, RA under AutoAttack (`ra`) and RA under the preset's evaluation attack (`ra_pgd`) of the network that a
-    transfer (one) ended with, all on the same first `preset.autoattack_images` test images.
+    transfer (one) ended with, all on the same first `preset.autoattack_images` test images. AutoAttack is always in
+    float32. Of several processes, the first one runs it.
 
     Args:
         checkpoint, deadline, progress: as of `dwlth.training.fit`; what a batch of images gave is kept in the file,
@@ -110,17 +112,23 @@ def under_autoattack(
     mask = tickets.find(folder, run, sources.load(folder, run))
     test = folder.sample(run)
     recipe, seed, attack = preset.recipe(run), stream(run.seed, "autoattack"), preset.evaluation
-    history = read_checkpoint(checkpoint)["fits"][0]["history"] if checkpoint and checkpoint.exists() else []
+    found = checkpoint and team.current.says(checkpoint.exists())
+    history = read_checkpoint(checkpoint)["fits"][0]["history"] if found else []
     done = sum(row["images"] for row in history)
     left = test.take(list(range(done, len(test))))
     bar = tqdm(desc="AutoAttack, images", total=len(test), initial=done, leave=False, disable=not progress)
     for x, y in left.batches(BATCH, augment=recipe.augment):
-        if history and (STOP.is_set() or time.time() > deadline):
+        if team.current.says(history and (STOP.is_set() or time.time() > deadline)):
             raise OutOfTime
         began = time.monotonic()
-        adversarial = autoattack(model, x, y, attack.eps, attack.norm, seed=seed % 2**31)
-        with torch.no_grad():
-            right = int((model(adversarial).argmax(1) == y).sum())
+
+        def withstand(x=x, y=y) -> int:
+            with precision_of("float32", x.device):
+                adversarial = autoattack(model, x, y, attack.eps, attack.norm, seed=seed % 2**31)
+                with torch.no_grad():
+                    return int((model(adversarial).argmax(1) == y).sum())
+
+        right = team.current.same(withstand)
         history.append({"images": len(y), "right": right, "seconds": time.monotonic() - began})
         if checkpoint:
             write_state(checkpoint, {"net": {}, "optimizer": {}, "fits": [{"history": history}]})

@@ -34,7 +34,8 @@ from dwlth.outside.downloads import fetch as fetch  # what people bring may lie 
 State = dict[str, Tensor]
 
 NETWORKS = ("resnet18", "resnet50")
-ENTRIES = ("model", "state_dict", "net", "params", "weights")  # where a file keeps its network; the first one counts
+ENTRIES = ("model", "state_dict", "net", "params", "weights", "model_state_dict")
+"""Where a file keeps its network; the first one counts."""
 ZEROS = 0.01  # a larger part of exact zeros is no accident
 STEMS = {(64, 3, 7, 7): "7x7", (64, 3, 3, 3): "3x3"}
 MARK = "layer1.0.conv1.weight"  # once in every ResNet: what stands before it is a prefix

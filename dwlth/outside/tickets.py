@@ -14,17 +14,17 @@ TOLERANCE = 0.01
 weights costs a ResNet-18 less than 0.01 % at round 19; the next round is 20 % away."""
 
 
-def import_reference(file: str | Path, folder: Folder, run: Run, force: bool = False) -> Path:
+def import_reference(file: str | Path, folder: Folder, run: Run, force: bool = False, unsafe: bool = False) -> Path:
     """Put a ticket of the paper's public code where `run` (a transfer of ticket `run.round`) will find it.
 
     Its file must hold the pre-trained weights it rewinds to, and they must be those of the source in the folder;
-    `force` takes that, but not the sparsity, on trust. Returns the ticket's path.
+    `force` takes that, but not the sparsity, on trust; `unsafe` unpickles it in full. Returns the ticket's path.
 
     Raises:
         DwlthError: if the file is no ticket, is one of another network or another round, or belongs to other weights;
             or if another ticket is in its place.
     """
-    found = checkpoints.read(file)
+    found = checkpoints.read(file, unsafe)
     if found.mask is None:
         raise DwlthError(f"{file}: a dense {found.network} ({found.kind}), where a ticket should be")
     source = sources.load(replace(folder, device="cpu"), run)
@@ -42,7 +42,8 @@ def import_reference(file: str | Path, folder: Folder, run: Run, force: bool = F
         path = folder.source(run)
         raise DwlthError(f"{file}: a ticket of the weights {theirs}, but those of {path} are {belongs_to}; --force")
     path = folder.ticket(run)
-    if path.exists() and any((tickets.load(path)[0][name] != found.mask[name]).any() for name in found.mask):
+    there = tickets.load(path)[0] if path.exists() else found.mask
+    if any((there[name] != found.mask[name]).any() for name in found.mask):
         raise DwlthError(f"{path}: another ticket is there, of which transfers may be done: give another --results")
     tickets.save(
         path,

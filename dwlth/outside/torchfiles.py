@@ -52,7 +52,8 @@ def load(path: Path, unsafe: bool = False) -> Any:
     if not unsafe:
         raise DwlthError(
             f"{path}: holds more than tensors ({found[1] if found else 'an unknown object'}), which takes a full "
-            "unpickle, which can run code; if you trust the file: inspect --unsafe, --set pretrain.SOURCE.unsafe=True"
+            "unpickle, which can run code; if you trust the file: --unsafe of inspect and import, or --set "
+            "pretrain.SOURCE.unsafe=True"
         )
     warnings.warn(f"{path}: unpickled in full: any code in it has run", stacklevel=3)
     try:

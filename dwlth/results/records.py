@@ -47,9 +47,9 @@ def read_table(path: Path | str) -> pd.DataFrame:
     """A table of results: a row per run that has ended; its `status` is ok, or failed, and then it has no SA and RA.
     These are fractions in [0, 1]; `sa` and `ra` are those of the network that the verdict looks at (see
     `dwlth.transfer`), `sa_best_ra` is the SA of the network with the best validation RA, and so on; in rows of stage
-    `autoattack`, `ra` is under AutoAttack and `ra_pgd` under the evaluation attack on the same images; in rows of stage
-    `connect` they are those of the network trained once more, and `BARRIERS` say what the way to it costs. Empty text
-    columns are empty strings.
+    `autoattack`, `ra` is under AutoAttack, always in float32, and `ra_pgd` under the evaluation attack on the same
+    images; in rows of stage `connect` they are those of the network trained once more, and `BARRIERS` say what the way
+    to it costs. Empty text columns are empty strings.
 
     Raises:
         DwlthError: if the file is missing or no such table, or a row is not as it was written.

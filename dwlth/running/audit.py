@@ -13,6 +13,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from dwlth.errors import NotYet
+from dwlth.evaluation import precision_of
 from dwlth.files import write_json
 from dwlth.results import Folder, provenance, read_claims
 from dwlth.results.records import write_table
@@ -103,7 +104,9 @@ def _entry(
     preset, recipe, attack = folder.preset, folder.preset.recipe(run), folder.preset.evaluation
     measuring = recipe.measuring | {"seed": stream(run.seed, "audit"), "tell": tell}
     measuring |= {"others": {str(other.source): load(folder, other) for other in others}}
-    found = audit(load(folder, run), folder.sample(run), attack, **measuring)
+    test = folder.sample(run)
+    with precision_of("float32", test.labels.device):  # but for SA and RA, which are in the recipe's
+        found = audit(load(folder, run), test, attack, **measuring)
     sparsity = round(1 - (1 - preset.prune_rate) ** run.round, 4)
     measured = found.set_index("check")["found"]
     clean, _, pgd = measured["SA and RA"].removesuffix(" %").partition(" and ")
