@@ -31,7 +31,7 @@ site: $(MADE)/.site  ## README, notebooks, docs, figures and code as pages in si
 	rm -rf site
 	"$(BIN)/python" -m sphinx -q -W --keep-going --fresh-env -c docs -d site/doctrees . site/html
 
-bench: $(MADE)/.test  ## ours and other libraries, in about 10 minutes
+bench: $(MADE)/.test  ## ours and other libraries, in 10 to 15 minutes
 	"$(BIN)/python" -m pip install --quiet --editable ".[bench]"
 	"$(BIN)/python" benchmarks/run.py
 

@@ -1,6 +1,6 @@
 """Ours and the peers, measured in one run, on one machine, taking turns.
 
-    python benchmarks/run.py                      all rows, in about 10 minutes; prints a table of ratios
+    python benchmarks/run.py                      all rows, in 10 to 15 minutes; prints a table of ratios
     python benchmarks/run.py --device cuda        the same on a GPU, with its larger sizes
     python benchmarks/run.py --only step pruning  some rows (--only quickstart runs that whole command)
     python benchmarks/run.py --smoke              every row, tiny: does it all work?

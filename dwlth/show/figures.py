@@ -137,7 +137,7 @@ def differences(table: pd.DataFrame, downstream: str, fraction: float, margins: 
     figure.supylabel("Ticket minus dense network (points)", fontsize="medium")
     figure.suptitle(
         f"Tickets minus the dense network of the same seed, {downstream} with {percent(fraction)} of its data\n"
-        "(arrows: it differs by more than 5 margins, or all of its runs failed)"
+        "(bars end at 5 margins; arrows: the mean differs by more, or all runs failed)"
     )
     legend(figure, _answers(found), _levels(found, Line2D([], [], color="0.35", linewidth=1.5)))
     return figure
