@@ -263,7 +263,11 @@ def paired_by_seed(
     keys = ["downstream", "fraction", "source"]
     for key, group in sorted(runs.groupby(keys), key=lambda item: (item[0][0], -item[0][1], place[item[0][2]])):
         seeds = np.unique(group["seed"])
-        rounds = [int(round_) for round_ in np.unique(group["round"]) if round_ > 0]
+        made_by = Run("transfer", key[2], 0, 1, method).found_by
+        by = (made_by.source, made_by.method) if made_by else ("", "")
+        broke = lost[(lost["source"] == by[0]) & (lost["method"] == by[1])]
+        tried = group if broke.empty else runs[(runs["downstream"] == key[0]) & (runs["fraction"] == key[1])]
+        rounds = [int(round_) for round_ in np.unique(tried["round"]) if round_ > 0]  # blocked ones have no rows
         at = np.searchsorted(seeds, group["seed"]), np.searchsorted([0, *rounds], group["round"])
         values = np.full((len(seeds), len(rounds) + 1, len(CRITERIA | FOURTH)), np.nan)
         for i, (regime, column) in enumerate((CRITERIA | FOURTH).values()):
@@ -273,11 +277,10 @@ def paired_by_seed(
         ended = np.zeros(values.shape[:2], bool)
         np.logical_or.at(ended, at, _failed(group))
         broken = ended[:, 1:].copy()
-        if len(lost) and (made_by := Run("transfer", key[2], 0, 1, method).found_by):
+        if len(broke):
             own = group["source_seed"] if "source_seed" in group else pd.Series(np.nan, group.index)
             source_seed = group["seed"].where(own.isna(), own).groupby(group["seed"]).first().to_numpy()
-            rounds_of_imp = (lost["source"] == made_by.source) & (lost["method"] == made_by.method)
-            for row in lost[rounds_of_imp].itertuples():
+            for row in broke.itertuples():
                 broken |= (source_seed == row.seed)[:, None] & (np.array(rounds) > row.round)
         complete = np.isfinite(points[..., : len(judged)]).all(-1) & ~broken
         points = np.where(complete[..., None], points, np.nan)

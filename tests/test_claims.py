@@ -129,6 +129,21 @@ def test_most_data_is_the_largest_fraction_with_two_seeds():
     assert "10%: " in board["effect"][SCARCE] and " / 1%: " in board["effect"][SCARCE]
 
 
+def test_so_it_is_where_one_source_is_alone():
+    runs = planted(lambda c, fraction, k: 4.0)
+    runs = runs[((runs["fraction"] < 1) | (runs["seed"] == 0)) & (runs["source"] == "adversarial")]
+    assert scoreboard(runs, MARGINS)["answer"].iloc[EXIST] == "supported"  # with 10 % of the data
+
+
+def test_numbers_of_failed_runs_are_called_failed():
+    runs = planted(lambda c, fraction, k: 4.0, rounds=(0, 2), fractions=(1.0,)).assign(status="ok")
+    runs.loc[runs["round"] > 0, ["sa", "ra", "status"]] = np.nan, np.nan, "failed"
+    told = scoreboard(runs, MARGINS)["effect"].tolist(), report.report(runs, presets.get("digits"))
+    assert "nan" not in str(told) and "SA standard failed" in told[0][EXIST]
+    sources = pd.DataFrame({"stage": "pretrain", "source": ["standard", "adversarial"], "sa": [np.nan, 0.9], "ra": 0.5})
+    assert "nan" not in str(sentences.of_sources(sources))
+
+
 def test_a_round_that_one_seed_has_is_left_out():
     runs = planted(lambda c, fraction, k: 4.0, rounds=(0, 2, 4, 6))
     assert answers(runs[(runs["round"] != 4) | (runs["seed"] == 0)])[HIGHER] == "supported"

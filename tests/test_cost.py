@@ -1,5 +1,6 @@
 """What runs cost: the shares of a progress bar, and estimates of time."""
 
+import math
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -66,6 +67,15 @@ def test_a_terminal_gets_a_bar(capsys, monkeypatch):
     monkeypatch.setattr(progress, "in_log", lambda: False)
     grid.run_grid([(DENSE,)], lambda unit: ["ok"])
     assert "100%|" in capsys.readouterr().err
+
+
+def test_a_task_may_have_fewer_images_than_another_of_its_size():
+    digits = data.load("digits0-4")
+    few = replace(digits, train=digits.train.take([0, 1, 2]), test=digits.test.take([0, 1]))
+    build = lambda member: models.build("small_resnet", 5, digits.mean, digits.std, member)
+    for members in (0, 1):
+        kind = cost.Kind("digits0-4", Attack(), None, "float32", 8, members)
+        assert len(cost._times("cpu", few, kind, build, 1, math.inf)) == 1
 
 
 def test_durations_in_words():

@@ -108,6 +108,18 @@ def test_what_is_there_is_not_done_again(experiment, monkeypatch):
     assert "left on this machine" in experiment.plan() and experiment.seconds([]) == 0
 
 
+def test_what_is_needed_beside_the_grid_comes_first(empty):
+    transfer = empty.transfer("adversarial", 1, "standard", seed=20)
+    left = grid.left(empty.folder, [transfer])
+    assert left[-1] == transfer and [run.stage for run in left] == ["pretrain", "imp", "transfer"]
+    assert not set(left) & set(empty.preset.grid())
+
+
+def test_what_the_command_would_not_do_is_to_be_asked_for_here(empty, capsys):
+    assert not empty.have([empty.transfer("adversarial", 1, "standard", seed=20)], minutes=1e-9)
+    assert "`experiment.have(..., minutes=1e6)` does them" in capsys.readouterr().out
+
+
 def test_what_is_too_long_is_refused_with_the_command_and_leaves_nothing(empty, capsys):
     assert not empty.have(empty.transfers(), minutes=1e-9)
     said = capsys.readouterr().out

@@ -52,7 +52,8 @@ def test_complete_does_what_is_left_and_makes_lost_files_again(small, tmp_path):
     keeps_none = replace(folder, preset=replace(small, keep_networks=False))
     runs = small.grid()
     with pytest.raises(
-        NotYet, match=r"7 runs are left, about \d.*here \(cpu, 1 at a time\).*python -m dwlth run PRESET --set"
+        NotYet,
+        match=r"7 runs are left, about \d.* \(cpu, 1 at a time\).*`experiment.have\(..., minutes=1e6\)` does",
     ):
         grid.complete(folder, runs, minutes=1e-4)
     table = grid.complete(folder, runs, files=True, minutes=1000)

@@ -103,6 +103,8 @@ def test_seeds_at_are_set_as_a_whole():
         ("methods=imp,crossed@", "unknown method 'crossed@'"),
         ("autoattack_images=0", "autoattack_images is 0: give 1 or more"),
         ("seeds_at={0.1: 2.0}", "seeds_at is {0.1: 2.0}: give numbers of seeds, 1 or more, by fraction"),
+        ('seeds_at={"0.1": 9}', "seeds_at is {'0.1': 9}: give numbers of seeds, 1 or more, by fraction: {0.1: 5}"),
+        ("seeds_at={10: 9}", "seeds_at is {10: 9}: give numbers of seeds"),
         ("seeds_at={0.1: 0}", "seeds_at is {0.1: 0}: give numbers of seeds"),
         ("transfer.augment.scale=1.0", r"augment: scale is \(1.0,\): give \(low, high\)"),
         ("transfer.augment.ratio=0.5,1.0,2.0", r"augment: ratio is .*: give \(low, high\), above 0"),

@@ -225,6 +225,21 @@ def test_a_failed_round_of_imp_is_a_miss_of_the_tickets_that_need_it():
     assert found["failed"].tolist() == [0, 0, 1, 1] and found["answer"].tolist() == ["double-win"] * 2 + ["not"] * 2
 
 
+def test_a_failed_round_of_imp_is_a_miss_also_where_all_seeds_have_it():
+    both = [
+        table(EQUAL, EQUAL, EQUAL, source=source, seeds=2, rounds=range(5)) for source in ("standard", "adversarial")
+    ]
+    runs = pd.concat(both, ignore_index=True).assign(status="ok")
+    lost = [
+        {"stage": "imp", "source": "adversarial", "seed": seed, "round": 2, "method": "imp", "status": "failed"}
+        for seed in range(2)
+    ]
+    blocked = (runs["source"] == "adversarial") & (runs["round"] > 2)  # so they have no rows
+    found = verdict.tests(pd.concat([runs[~blocked], pd.DataFrame(lost)]), MARGINS).query("source == 'adversarial'")
+    assert found["round"].tolist() == [1, 2, 3, 4] and found["failed"].tolist() == [0, 0, 2, 2]
+    assert found["answer"].tolist()[2:] == ["not"] * 2 and found["sparsity"].iloc[3] == pytest.approx(1 - 0.8**4)
+
+
 def test_a_failed_round_of_imp_is_a_miss_of_what_is_made_of_its_mask():
     imp = table(EQUAL, EQUAL, EQUAL, seeds=4)
     lost = {"stage": "imp", "method": "imp", "source": "adversarial", "seed": 2, "round": 3, "status": "failed"}

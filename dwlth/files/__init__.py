@@ -91,7 +91,7 @@ def read_tensors(path: Path, kind: str = "", id_: str = "") -> tuple[dict[str, T
             about = json.loads(header["dwlth"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except FileNotFoundError:
-        raise DwlthError(f"{path}: no such file; `python -m dwlth run PRESET` makes it") from None
+        raise DwlthError(f"{path}: no such file; `Experiment(PRESET).have([RUN], files=True)` makes it") from None
     except KeyError:
         raise DwlthError(f"{path}: a safetensors file, but not a {what} of this project") from None
     except (SafetensorError, ValueError) as error:  # an OSError says nothing about the file

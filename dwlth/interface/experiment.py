@@ -141,8 +141,8 @@ class Experiment:
         """
         runs = list(runs)
         try:
-            # the command line does not do again what is done, for its files
-            by_hand = "experiment.have(..., files=True, minutes=1e6)" if files else self._command
+            # the command line does the preset's grid, and does not do again what is done, for its files
+            by_hand = "" if files or not set(runs) <= set(self.preset.grid()) else self._command
             grid.complete(self.folder, runs, files=files, minutes=minutes, by_hand=by_hand, command=COMMAND)
             for name in {run.downstream or self.preset.upstream for run in runs} if images else ():
                 self.folder.dataset(name, 0)

@@ -90,7 +90,10 @@ class Preset:
             "rounds": (self.rounds and min(self.rounds) >= 0, "0 (the dense network) or more"),
             "autoattack_images": (self.autoattack_images >= 1, "1 or more"),
             "seeds_at": (
-                all(type(count) is int and count >= 1 for count in self.seeds_at.values()),
+                all(
+                    isinstance(fraction, (int, float)) and 0 < fraction <= 1 and type(count) is int and count >= 1
+                    for fraction, count in self.seeds_at.items()
+                ),
                 "numbers of seeds, 1 or more, by fraction: {0.1: 5}",
             ),
             "margins": (

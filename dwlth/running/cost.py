@@ -199,7 +199,8 @@ def _times(
     device: str, task: data.Dataset, kind: Kind, build: Callable[[int], models.Classifier], most: int, until: float
 ) -> list[float]:
     """Seconds of one of `kind`, timed `most` times, or fewer until then; the first, which warms up, is left out."""
-    split = (task.train if kind.members else task.test).take(list(range(kind.images))).to(device)
+    part = task.train if kind.members else task.test
+    split = part.take([i % len(part) for i in range(kind.images)]).to(device)  # another task of this size has more
     took: list[float] = []
 
     def enough(row: dict) -> bool:

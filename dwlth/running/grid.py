@@ -22,7 +22,7 @@ from dwlth.errors import DwlthError, NotYet
 from dwlth.evaluation import available_precision
 from dwlth.fast import team
 from dwlth.outside.autoattack import under_autoattack
-from dwlth.presets import PRESETS, Preset
+from dwlth.presets import Preset
 from dwlth.recipe import Given
 from dwlth.results import Folder
 from dwlth.running import cluster, distributed
@@ -45,7 +45,7 @@ TRIES = 3
 
 
 def left(folder: Folder, runs: Iterable[Run], files: bool = False) -> list[Run]:
-    """Those of `runs` (a selection of the preset's grid) that are not done, with the runs they need whose files are
+    """Those of `runs` (of the preset's grid or others) that are not done, with the runs they need whose files are
     missing, each after those it needs. With `files` also those that are done but whose source, ticket or network is
     not on disk. A ticket that was brought from elsewhere counts as done."""
     done, runs, preset = folder.done(), list(runs), folder.preset
@@ -57,7 +57,8 @@ def left(folder: Folder, runs: Iterable[Run], files: bool = False) -> list[Run]:
         if run not in wanted:
             wanted.add(run)
             queue += [need for need in run.needs() if not folder.has(need)]
-    return [run for run in dict.fromkeys([*preset.grid(), *runs]) if run in wanted]
+    needs = sorted(wanted.difference(runs), key=lambda run: (STAGES.index(run.stage), run.round, str(run)))
+    return [run for run in dict.fromkeys([*preset.grid(), *needs, *runs]) if run in wanted]
 
 
 def complete(
@@ -77,7 +78,7 @@ def complete(
         minutes: at most so much work is begun, by the estimate for this machine.
         on_epoch: called with the run under way and each new row of its history, before the first with None; returns
             True to stop there.
-        by_hand: the command that does these runs, for the error; by default that of the preset's name.
+        by_hand: the command that does these runs, for the error; by default `dwlth.Experiment.have`.
         command: for the records.
 
     Raises:
@@ -89,19 +90,16 @@ def complete(
     if todo:
         seconds = sum(estimate(folder, todo).values())
         if seconds > 60 * minutes:
+            by_hand = by_hand or f"experiment.have(...{', files=True' if files else ''}, minutes=1e6)"
             raise NotYet(
                 f"{len(todo)} runs are left, about {duration(seconds)} here ({folder.device}, 1 at a time); "
-                f"more than {minutes:g} minutes are not begun here. "
-                f"`{by_hand or _by_hand(folder.preset)}` does them, and can be stopped and resumed"
+                f"more than {minutes:g} minutes are not begun here. `{by_hand}` does them, and can be stopped and "
+                "resumed"
             )
         ends = run_all(folder, todo, command=command, on_epoch=on_epoch)
         for failed in (run for run, end in ends.items() if end == "failed"):
             warnings.warn(f"failed: {failed}: see {folder.record(failed)}", stacklevel=2)
     return folder.collect()
-
-
-def _by_hand(preset: Preset) -> str:
-    return f"python -m dwlth run {preset.name if preset.name in PRESETS else 'PRESET --set NAME=VALUE'}"
 
 
 def plan(folder: Folder, runs: list[Run], workers: int = 1) -> str:

@@ -121,9 +121,9 @@ def stopping() -> Iterator[list[str]]:
 
     def stop(number: int, _) -> None:
         nonlocal last
-        before, last = last, time.monotonic()
-        if came and last - before < 1:
+        if came and time.monotonic() - last < 1:
             return  # the same one: `timeout` sends each signal to the process and to its group
+        last = time.monotonic()
         came.append(signal.Signals(number).name)
         if len(came) > 1 and number != getattr(signal, "SIGUSR1", None):
             raise KeyboardInterrupt

@@ -121,6 +121,8 @@ def verify(folder: Folder, files: bool = False) -> tuple[str, bool]:
     lines += [f"{aside} files were set aside as *.bad"] if aside else []
     where = f"{folder.path}, {len(runs)} runs"
     fine = f"{where}: all there, and nothing wrong"
-    fine += "" if files else "; `run` makes again what is missing of the files above (`--files` lists it)"
+    fine += (
+        "" if files else "; `run` makes again the missing files that a run needs which is left (`--files` lists all)"
+    )
     lines.append(f"{where}: {len(faults)} faults" if faults else fine)
     return "\n".join(lines), not faults

@@ -83,7 +83,8 @@ def scoreboard(
     counts = {f: gain.loc[f].dropna().index.get_level_values("seed").nunique() for f in gain.index.unique("fraction")}
     fractions = [fraction for fraction in sorted(counts, reverse=True) if counts[fraction] > 1]
     fractions = fractions or sorted(counts, reverse=True)
-    all_ = sorted(table["fraction"][table["stage"] == "transfer"].unique(), reverse=True)
+    seeds = table[table["stage"] == "transfer"].groupby("fraction")["seed"].nunique()
+    all_ = sorted(seeds.index[seeds > 1] if (seeds > 1).any() else seeds.index, reverse=True)
     much = fractions[0] if fractions else all_[0] if all_ else 1.0
     scarce = [fraction for fraction in sorted(counts, reverse=True) if fraction < 1 and fraction in SCARCE]
     place = re.sub(r"[^\w.-]", "-", tasks[0]) if tasks else "task"  # as `dwlth.show.figures` names its files
@@ -215,6 +216,8 @@ def _above(found: dict[str, pd.DataFrame | None], lack: str) -> tuple[str, str, 
 
 def _points(criterion: str, mean: float, low: float, high: float) -> str:
     short = criterion.replace(" transfer", "").replace(",", "")
+    if np.isnan(mean):
+        return f"{short} failed"
     return f"{short} {mean:+.1f}" + (f" ({low:.1f} to {high:.1f})" if np.isfinite(low) else " (one seed)")
 
 

@@ -185,7 +185,8 @@ def double_wins(table: pd.DataFrame, downstream: str, margins: Margins, paper: b
         extra += [Line2D([], [], marker=shape, markersize=10, color="none", mfc="none", mec="black", label=label)]
     panel.set(xlabel="Downstream training data", ylabel="Sparsity of the sparsest\ndouble-win ticket (%)")
     panel.set_xticks(range(len(fractions)), map(percent, fractions))
-    sparsity = sparsity_by_round(theirs) | sparsity_by_round(table[table["stage"] == "transfer"])
+    ours = table[(table["stage"] == "transfer") & (table["method"] == "imp")]
+    sparsity = sparsity_by_round(theirs) | sparsity_by_round(ours)
     rounds, labels = ticks(sparsity)
     panel.set_yticks(rounds, ["0 (dense)", *labels[1:]])
     panel.set_ylim(-0.5, max(sparsity) + 1)

@@ -68,7 +68,7 @@ def readable_tests(tested: pd.DataFrame) -> pd.DataFrame:
     }
     criteria = {
         name.replace(" transfer", ""): [
-            f"{mean:+.1f}" + ("" if pd.isna(low) else f" ({low:.1f} to {high:.1f})")
+            "failed" if pd.isna(mean) else f"{mean:+.1f}" + ("" if pd.isna(low) else f" ({low:.1f} to {high:.1f})")
             for mean, low, high in zip(tested[name], tested[f"{name} low"], tested[f"{name} high"])
         ]
         for name in CRITERIA | FOURTH

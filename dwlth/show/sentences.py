@@ -50,6 +50,7 @@ def of_sources(table: pd.DataFrame) -> Sentences:
     """SA and RA of the sources on the pre-training task, which is the highest, and what each gains over standard."""
     means = 100 * table[table["stage"] == "pretrain"].groupby("source")[["sa", "ra"]].mean()
     text = f"SA is {_levels(means['sa'])} RA is {_levels(means['ra'])}"
+    means = means.dropna()  # what failed, or was not measured
     if "standard" in means.index:
         for name in in_order(means.index.drop("standard")):
             sa, ra = means.loc[name] - means.loc["standard"]
