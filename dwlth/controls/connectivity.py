@@ -103,5 +103,5 @@ def barriers(rows: Sequence[dict[str, float]]) -> dict[str, float]:
         column = name.removeprefix("barrier_")
         values = np.array([row[column] for row in rows])
         excess = values - np.linspace(values[0], values[-1], len(values))
-        found[name] = float(np.maximum(0.0, (excess if "loss" in column else -excess).max()))
+        found[name] = float(np.maximum(0.0, (excess if "loss" in column else -excess).max())) + 0.0  # no -0.0
     return found

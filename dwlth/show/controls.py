@@ -198,13 +198,14 @@ def draw_connectivity(table: pd.DataFrame, downstream: str, fraction: float | No
             style.lines(panel, runs[runs["regime"] == regime], "round", column, "source", looks, **bars)
             sparsity_axis(panel, sparsity_by_round(runs))
             panel.set(ylabel="", title=title if regime == regimes[0] else "")
-            panel.set_ylim(bottom=min(0, panel.get_ylim()[0]))
+            high = max(panel.get_ylim()[1], 0.1 if "loss" in column else 1.0)  # what is next to nothing looks so
+            panel.set_ylim(-0.08 * high, high)  # a barrier is 0 or more
             panel.set_xlabel("Sparsity (%)" if regime == regimes[-1] else "")
         line[0].set_ylabel(f"{regime.capitalize()} transfer:\nbarrier")
     legend(figure, *zip(style.handles(looks)))
     figure.suptitle(
-        f"The straight way between two trainings from one start, {downstream}, {percent(fraction)} of its data "
-        "(bars: 95 % intervals)"
+        f"The straight way between two trainings from one start, {downstream}, {percent(fraction)} of its data\n"
+        "(bars: 95 % intervals; a mark alone: one seed)"
     )
     return figure
 
