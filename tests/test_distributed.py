@@ -6,23 +6,28 @@ import os
 import socket
 import subprocess
 import sys
+import types
 import weakref
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
 from torch import distributed as dist
 from torch import multiprocessing
 
-from dwlth import data, masks, models, training
+from dwlth import data, masks, models, presets, training
 from dwlth.attacks import Attack
 from dwlth.data import Augment, Split, Streamed
 from dwlth.errors import DwlthError
 from dwlth.evaluation import evaluate
 from dwlth.fast import team
+from dwlth.outside import autoattack as under
 from dwlth.recipe import Recipe
 from dwlth.running import distributed
+from dwlth.runs import Run
 from dwlth.training import OutOfTime, fit
 
 PGD = Attack(0.2, 0.1, 2, bn="train")
@@ -90,6 +95,26 @@ def stopped(checkpoint, steps, dtype):
         fit(model, RECIPE, task.train, task.val, seed=0, mask=mask, checkpoint=checkpoint, deadline=deadline)
 
 
+def attacked(checkpoint):
+    """AutoAttack, which is another attack here, for speed: stopped after the first of three batches, then to its end;
+    and how often this process attacked."""
+    task, model, mask = start()
+    calls, run = [], Run("autoattack", "standard", 0, 1, "imp", "digits0-4", "adversarial", 1.0)
+    here = types.SimpleNamespace(preset=presets.get("digits"), sample=lambda run: task.test)
+    grey = lambda model, x, y, *args, **how: calls.append(len(y)) or torch.where((y > 1).view(-1, 1, 1, 1), x, 0.5)
+    with ExitStack() as stack:
+        stands_in = {"load": lambda *_: model.eval(), "autoattack": grey, "BATCH": 100}
+        for name, value in stands_in.items():
+            stack.enter_context(mock.patch.object(under, name, value))
+        stack.enter_context(mock.patch.object(under.tickets, "find", lambda *_: mask))
+        stack.enter_context(mock.patch.object(under.sources, "load", lambda *_: model))
+        deadline = Steps(1) if team.current.rank == 0 else math.nan
+        with pytest.raises(OutOfTime):
+            under.under_autoattack(here, [run], checkpoint=checkpoint, deadline=deadline)
+        (result,) = under.under_autoattack(here, [run], checkpoint=checkpoint)
+    return result["sa"], result["ra"], calls
+
+
 def process(rank, port, folder):
     """One of four: every check that takes several, since to start them takes longer than the checks."""
     torch.set_num_threads(1)
@@ -117,6 +142,7 @@ def process(rank, port, folder):
     by(2, "parts", lambda: trained(replace(RECIPE, parts=3)))
     by(4, "few", lambda: trained(replace(RECIPE, batch_size=490)))
     by(4, "same", lambda: team.current.same(lambda: [rank]))
+    by(2, "attacked", lambda: attacked(path.with_name("attacked.pt")))
     torch.save(found, Path(folder, f"{rank}.pt"))
     dist.barrier()
 
@@ -168,6 +194,12 @@ def test_another_number_of_processes_goes_on_in_the_middle_of_an_epoch(found, al
 def test_an_error_of_one_process_is_raised_in_all_and_they_go_on(found):
     assert [each["damaged"] for each in found[:4]] == ["process 2: 7.png: not an image"] * 4
     assert [each["same"] for each in found[:4]] == [[0]] * 4
+
+
+def test_the_first_process_runs_autoattack_and_says_when_it_ends(found, tmp_path):
+    sa, ra, calls = attacked(tmp_path / "attacked.pt")
+    assert 0 < ra < sa and len(calls) == 3
+    assert [each["attacked"] for each in found[:2]] == [(sa, ra, calls), (sa, ra, [])]
 
 
 def test_parts_that_the_processes_cannot_share_are_refused(found):

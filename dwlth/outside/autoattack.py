@@ -118,7 +118,7 @@ def under_autoattack(
     left = test.take(list(range(done, len(test))))
     bar = tqdm(desc="AutoAttack, images", total=len(test), initial=done, leave=False, disable=not progress)
     for x, y in left.batches(BATCH, augment=recipe.augment):
-        if team.current.says(history and (STOP.is_set() or time.time() > deadline)):
+        if team.current.says(bool(history) and (STOP.is_set() or time.time() > deadline)):
             raise OutOfTime
         began = time.monotonic()
 
