@@ -298,6 +298,12 @@ def test_results_of_the_readme_are_those_of_the_tables():
     words = f"It has {mean['standard', names[0], 'narrow']:.1f} points less SA than the standard ticket, and "
     words += f"{dense.mean():.1f} points more RA ({low:.1f} to {high:.1f})"
     assert words in TEXT
+    ways = read_table(ROOT / "results" / "cifar-small" / "table.csv").query("stage == 'connect'")
+    assert set(ways["source"]) == {"adversarial", "standard"} and set(ways["round"]) == {0, 11} and len(ways) == 8
+    lost = 100 * ways.set_index(["source", "round", "regime"])[["barrier_sa", "barrier_ra"]].stack()
+    most = lost.pop(("adversarial", 11, "standard", "barrier_sa"))
+    assert f"the adversarial ticket of 91.41 % loses {most:.1f} points of SA after standard transfer" in TEXT
+    assert f"All other networks lose at most {lost.max():.1f} points of SA or RA" in TEXT and lost.max() < 1 < most
     audited = pd.read_csv(ROOT / "results" / "cifar-small" / "audit.csv")["verdict"].dropna()
     assert f"{(audited == 'passes').sum()} of {len(audited)} checks of them pass" in TEXT
     epochs = photographs.query("fraction == 0.1 and regime == 'adversarial' and source == 'fast_adversarial'")
