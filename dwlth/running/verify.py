@@ -122,7 +122,7 @@ def verify(folder: Folder, files: bool = False) -> tuple[str, bool]:
     where = f"{folder.path}, {len(runs)} runs"
     fine = f"{where}: all there, and nothing wrong"
     fine += (
-        "" if files else "; `run` makes again the missing files that a run needs which is left (`--files` lists all)"
+        "" if files else "; `run` makes a missing file again where a run that is left needs it (`--files` lists all)"
     )
     lines.append(f"{where}: {len(faults)} faults" if faults else fine)
     return "\n".join(lines), not faults
