@@ -19,6 +19,7 @@ from dwlth.recipe import Recipe
 from dwlth.results import Folder
 from dwlth.results.records import write_table
 from dwlth.running import audit as running_audit
+from dwlth.running import checks as running_checks
 from dwlth.running.audit import audit_transfers
 from dwlth.running.checks import active_test, audit, calibration_error
 from dwlth.running.settings import override
@@ -76,6 +77,20 @@ def test_an_honest_network_passes(honest):
     checks, table = failed(model, test, other)  # its own images, with other starts, may be an image of 60 stronger
     assert checks == set(), table.to_string()
     assert len(table) > 12 and (table["verdict"] == "passes").sum() >= 8
+
+
+def test_each_check_can_fail(honest, monkeypatch):
+    def evaluate(model, split, attack, seed, **_):  # rises with eps; 5 times the steps, or 5 restarts, find more
+        stronger = attack.restarts > 1 or attack.steps == 5 * LONG.steps
+        return 0.9, 0.5 if attack.eps in (0, 0.5) else 0.4 + attack.eps / 10 - 0.2 * stronger
+
+    monkeypatch.setattr(running_checks, "evaluate", evaluate)
+    monkeypatch.setattr(running_checks, "autoattack", lambda model, x, y, **_: 0 * x)
+    monkeypatch.setattr(running_checks, "active_test", lambda *_: (90, 100))
+    found, table = failed(*honest, honest[0])
+    expected = {"RA at eps 0", "RA at 0.25", "RA at eps 0.5", "RA under 5 times the steps", "RA under 5 restarts"}
+    expected |= {"RA under Square", "RA under AutoAttack", "planted weaknesses that the attack finds"}
+    assert found - {"RA under images made for itself"} == expected, table.to_string()
 
 
 @pytest.mark.parametrize("masked", [Quantised, Saturated])

@@ -11,10 +11,10 @@ from scipy import stats
 from dwlth import presets
 from dwlth.results import Folder
 from dwlth.results.records import write_table
-from dwlth.show import report, sentences
+from dwlth.show import claims, report, sentences
 from dwlth.show.claims import scoreboard
 from dwlth.show.sparsity import savings
-from dwlth.verdict import verdict
+from dwlth.verdict import CRITERIA, verdict
 
 MARGINS = {"sa": 1.0, "ra": 2.0}
 EXIST, SPARSER, HIGHER, SCARCE, LESS, SPARSITY = range(6)
@@ -180,6 +180,15 @@ def test_failed_runs_are_left_out_of_gains():
     assert board["answer"][HIGHER] == "supported" and board["seeds"][HIGHER] == 5
 
 
+def test_what_any_of_three_numbers_would_do_is_tested_at_a_third_of_the_level():
+    z = np.array([-1.0, -1, -1, 1, 1, 1]) / (6 / 5) ** 0.5  # mean 0, standard deviation 1
+    for t, answer in ((-3.0, "undecided"), (-4.0, "contradicted")):  # t(5): 2.57 at 0.975, 3.53 at 1 - 0.025 / 3
+        gain = pd.DataFrame({name: z + (t if i == 1 else 9) / 6**0.5 for i, name in enumerate(CRITERIA)})
+        assert claims._above({"": gain}, "")[0] == answer
+        wall = {name: 0.1 * z + (1 - 0.1 * t / 6**0.5 if i == 1 else -9) for i, name in enumerate(CRITERIA)}
+        assert claims._below(pd.DataFrame(wall), {"sa": 1.0, "ra": 1.0})[0] == answer
+
+
 def test_no_claim_is_made_of_noise():
     """Where nothing is true, few claims are called so: each is tested at 2.5 % a side."""
     found = []
@@ -256,6 +265,8 @@ def test_the_sparsest_ticket_is_found_where_the_two_sided_interval_ends_the_sequ
     assert [verdict(runs, MARGINS, level=level)["round"].item() for level in (0.95, 0.975)] == [2, 0]
     found = scoreboard(runs, MARGINS).iloc[EXIST]
     assert found["answer"] == "supported" and found["effect"].startswith("adversarial, 36.00%")
+    both = pd.concat([runs, runs.assign(source="standard")])  # one of two would do, so each must be surer
+    assert scoreboard(both, MARGINS)["answer"][EXIST] == "undecided"
 
 
 def test_what_is_said_of_fractions_leaves_out_what_is_not_there():

@@ -26,7 +26,7 @@ def experiment(tmp_path_factory):
     """A `digits` that takes a moment, with all its runs done, and their files."""
     place = tmp_path_factory.mktemp("experiment")
     experiment = Experiment("digits", place / "results", place / "data", "cpu", [*SETTINGS, "methods=imp,random"])
-    assert experiment.have(experiment.runs(), files=True, images=True)
+    assert experiment.have(experiment.runs(), files=True, images=True, minutes=1e6)
     return experiment
 
 
@@ -213,7 +213,7 @@ def test_small_networks_train_on_one_thread(empty, monkeypatch):
     torch.set_num_threads(2)
     try:
         (run,) = empty.runs(stage="pretrain", source="standard", seed=0)
-        assert empty.have([run])
+        assert empty.have([run], minutes=1e6)
         assert read_record(empty.folder.record(run))["provenance"]["threads"] == 1
         assert torch.get_num_threads() == 2
     finally:

@@ -5,10 +5,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from dwlth import evaluation, masks, models, training
 from dwlth.attacks import Attack
-from dwlth.data import Split
+from dwlth.data import Augment, Split
 from dwlth.errors import DwlthError
 from dwlth.evaluation import evaluate
 from dwlth.fast.folding import fold
@@ -162,6 +163,25 @@ def test_schedules():
         reference.step()
         scheduler.step()
     assert Recipe(epochs=5, batch_size=1, lr=0.3).lr_at(4) == 0.3
+
+
+def test_every_step_is_taken_at_the_rate_of_the_schedule(model, task):
+    recipe = Recipe(4, 100, 0.2, "onecycle", warm_up=0.5, decay_norms=False, validate_every=4)  # two parameter groups
+    rates, steps = [], math.ceil(len(task.train) / 100)
+    watch = register_optimizer_step_post_hook(lambda of, *_: rates.append({group["lr"] for group in of.param_groups}))
+    try:
+        fit(model, recipe, task.train, task.val, seed=0)
+    finally:
+        watch.remove()
+    assert rates == [{recipe.lr_at(epoch, i / steps)} for epoch in range(4) for i in range(steps)]
+
+
+def test_how_and_when_is_measured_is_the_recipe_s():
+    view = Augment("pad")
+    recipe = Recipe(1, 1, 0.1, augment=view, precision="bfloat16", exact_ra=True)
+    assert recipe.measuring == {"augment": view, "precision": "bfloat16", "exact": True}
+    late = replace(recipe, epochs=9, validate_every=2, validate_from=4)
+    assert [epoch for epoch in range(9) if late.validates(epoch)] == [5, 7, 8]
 
 
 def test_seeds_for_each_use_differ():

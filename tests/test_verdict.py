@@ -225,6 +225,13 @@ def test_a_failed_round_of_imp_is_a_miss_of_the_tickets_that_need_it():
     assert found["failed"].tolist() == [0, 0, 1, 1] and found["answer"].tolist() == ["double-win"] * 2 + ["not"] * 2
 
 
+def test_a_failed_round_of_imp_is_a_miss_of_all_seeds_that_share_its_source():
+    runs = table(EQUAL, EQUAL, EQUAL, seeds=6, rounds=range(5)).assign(status="ok")
+    runs = runs.assign(source_seed=(runs["seed"] // 3).astype(object))
+    lost = {"stage": "imp", "source": "adversarial", "seed": 1, "round": 2, "method": "imp", "status": "failed"}
+    assert verdict.tests(pd.concat([runs, pd.DataFrame([lost])]), MARGINS)["failed"].tolist() == [0, 0, 3, 3]
+
+
 def test_a_failed_round_of_imp_is_a_miss_also_where_all_seeds_have_it():
     both = [
         table(EQUAL, EQUAL, EQUAL, source=source, seeds=2, rounds=range(5)) for source in ("standard", "adversarial")
@@ -344,6 +351,15 @@ def test_a_resample_of_all_seeds_once_is_the_verdict():
         limits = np.array([margins["sa"], margins["sa"], margins["ra"]])
         last = last_win(paired, paired.seeds, np.ones((1, 6), int), limits)
         assert last == [verdict.verdict(runs, margins)["sparsity"].iloc[0]]
+
+
+def test_the_resampled_verdict_counts_what_half_have():
+    runs = table(falls_after(9), EQUAL, EQUAL, seeds=6)
+    runs = runs[(runs["round"] != 3) | (runs["seed"] < 3)]
+    runs.loc[(runs["round"] == 3) & (runs["regime"] == "standard"), "sa"] -= 0.05
+    ((_, paired),) = verdict.paired_by_seed(runs, CRITERIA, "imp")
+    last = last_win(paired, paired.seeds, np.ones((1, 6), int), np.array([1.0, 1.0, 2.0]))
+    assert last == [verdict.verdict(runs, MARGINS)["sparsity"].iloc[0]]
 
 
 def test_the_order_asks_for_three_seeds():
