@@ -1,4 +1,4 @@
-"""What is put together of tested parts, done again by hand: IMP, a transfer, a source, and the batch of the controls."""
+"""What is put together of tested parts, done again by hand: IMP, a transfer, a source, the batch of the controls."""
 
 import copy
 from dataclasses import replace
