@@ -107,7 +107,7 @@ def _given(given: Given, folder: Folder) -> Classifier:
     path = team.current.same(fetch)
     found = checkpoints.read(path, given.unsafe)
     if found.mask is not None:
-        raise DwlthError(f"{path}: a ticket, where a dense network should be: `python -m dwlth import` takes tickets")
+        raise DwlthError(f"{path}: a ticket, where a dense network should be; tickets are taken in by import")
     mean, std = (found.mean, found.std) if found.mean else checkpoints.IMAGENET
     model = models.build(folder.preset.network, found.classes, mean, std, seed=0)
     checkpoints.load_into(model.net, found.state, path)

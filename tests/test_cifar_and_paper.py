@@ -164,7 +164,7 @@ def test_a_ticket_is_no_given_source(paper, tmp_path):
         if isinstance(module, torch.nn.Conv2d):
             prune.random_unstructured(module, "weight", 0.5)
     torch.save({"state_dict": net.state_dict()}, tmp_path / "ticket.pth.tar")
-    with pytest.raises(DwlthError, match="ticket.pth.tar: a ticket, where a dense network should be: .*dwlth import"):
+    with pytest.raises(DwlthError, match="ticket.pth.tar: a ticket, where a dense network should be; .*by import"):
         sources._given(Given(str(tmp_path / "ticket.pth.tar")), Folder(preset, tmp_path))
 
 

@@ -137,11 +137,12 @@ def test_what_is_too_long_is_refused_with_the_command_and_leaves_nothing(empty, 
         ("digits", "results", [], "python -m dwlth run digits"),
         ("digits", sentences.KIT / "results", ["splits=by seed"], "python -m dwlth run digits --set 'splits=by seed'"),
         ("digits", sentences.KIT / "quickstart", [], "python -m dwlth run digits --results quickstart"),
-        (dataclasses.replace(presets.get("digits"), name="mine"), "results", [], ""),
+        (dataclasses.replace(presets.get("digits"), name="mine"), "results", [], "experiment.have(..., minutes=1e6)"),
     ],
 )
 def test_the_command_that_goes_on_is_one_that_a_shell_takes(preset, results, settings, command):
-    assert Experiment(preset, results, settings=settings)._command == command
+    folder = Experiment(preset, results, settings=settings).folder
+    assert folder.by_hand() == command and folder.by_hand("plan") == command.replace(" run ", " plan ")
 
 
 def test_missing_images_are_said(tmp_path, capsys):

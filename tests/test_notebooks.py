@@ -82,7 +82,7 @@ def run_all(jobs):
 def tiny(tmp_path_factory):
     """A `digits` that trains in a moment, with its results."""
     experiment = Experiment("digits", tmp_path_factory.mktemp("tiny"), settings=TINY)
-    assert experiment.have(experiment.runs(), files=True)
+    assert experiment.have(experiment.runs(), files=True, minutes=1e6)
     return experiment
 
 

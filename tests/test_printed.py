@@ -124,7 +124,13 @@ def test_what_the_readme_runs_on_the_committed_results(tmp_path, monkeypatch, ca
         shutil.copy(ROOT / "results" / "digits" / name, tmp_path / "results" / "digits")
     monkeypatch.chdir(tmp_path)
     readme = (ROOT / "README.md").read_text()
-    for command in ("plan digits", "verdict digits", "inspect results/digits", "plan cifar-small", "figures digits"):
+    for command in (
+        "plan digits",
+        "verdict digits",
+        "inspect results/digits",
+        "figures digits",
+        "plan cifar-small --results mine",
+    ):
         assert f"`python -m dwlth {command}`" in readme
         if command != "figures digits":  # the same as `Experiment.figures`, which tests/test_experiment.py draws
             assert main(command.split()) == 0, command

@@ -259,7 +259,14 @@ def test_a_partial_table_is_enough(runs):
 
 
 def test_without_transfers_one_sees_what_there_is_and_what_makes_the_rest(folder, runs):
-    box = explorer(runs.iloc[:0], folder)
+    failed = {
+        "stage": "imp",
+        "source": "adversarial",
+        "status": "failed",
+        "id": folder.preset.run_id(folder.preset.grid()[0]),
+    }
+    other = failed | {"stage": "pretrain", "status": "ok", "id": "of no run of the grid"}
+    box = explorer(pd.DataFrame([failed, other]).reindex(columns=[*runs, "id"]), folder)
     planned, name = len(folder.preset.grid()), folder.preset.name
     assert f"0 of {planned} runs are done. `python -m dwlth run {name}` does the others" in text(box)
     assert "adversarial" in text(box, "table") and find(box, "figure") is None
@@ -500,9 +507,11 @@ def test_what_the_panel_trains_appears_in_the_explorer(folder):
     assert "Just trained: transfer standard, seed 0, sparsity 0.00%, standard: SA" in text(explored)
     assert find(explored, "fraction").value == 0.1 and find(explored, "figure") is not None
     assert "0.00%" in text(explored, "table") and "No ticket" in text(other)
+    find(explored, "sa_margin").value = 5.0
     find(box, "seed").value = 1
     find(box, "start").click()
     wait(box)
+    assert find(explored, "sa_margin").value == 5.0  # what one has set stays
     assert "seed 1" in text(explored) and re.search(r"0\.00%\s+2\s", text(explored, "table"))  # seeds
 
 

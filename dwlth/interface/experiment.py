@@ -61,12 +61,13 @@ class Experiment:
         settings: Iterable[str] = (),
     ):
         preset, settings = presets.get(preset) if isinstance(preset, str) else preset, list(settings)
-        self.folder = Folder(override(preset, settings), results, data, machine.this_machine(device)[0])
-        torch.set_num_threads(machine.threads(self.preset.network))
-        self._stamp, self._table = [], pd.DataFrame()
         places = {"results": _from_the_kit(results), "data": _from_the_kit(data)}
         places = {option: None if place == option else place for option, place in places.items()}
-        self._command = command("run", preset.name, settings, **places) if preset.name in presets.PRESETS else ""
+        own = preset.name not in presets.PRESETS
+        by_hand = "experiment.have(..., minutes=1e6)" if own else command("run", preset.name, settings, **places)
+        self.folder = Folder(override(preset, settings), results, data, machine.this_machine(device)[0], by_hand)
+        torch.set_num_threads(machine.threads(self.preset.network))
+        self._stamp, self._table = [], pd.DataFrame()
 
     def __repr__(self) -> str:
         return f"Experiment({self.preset.name!r}, results={str(self.folder.root)!r})"
@@ -142,7 +143,7 @@ class Experiment:
         runs = list(runs)
         try:
             # the command line does the preset's grid, and does not do again what is done, for its files
-            by_hand = "" if files or not set(runs) <= set(self.preset.grid()) else self._command
+            by_hand = "" if files or not set(runs) <= set(self.preset.grid()) else self.folder.by_hand()
             grid.complete(self.folder, runs, files=files, minutes=minutes, by_hand=by_hand, command=COMMAND)
             for name in {run.downstream or self.preset.upstream for run in runs} if images else ():
                 self.folder.dataset(name, 0)

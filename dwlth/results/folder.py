@@ -39,6 +39,12 @@ class Folder:
     """Where the datasets are."""
     device: str = "cpu"
     """Where torch computes."""
+    command: str = ""
+    """The command that does its runs, for messages, where it is another than `run` with the preset's name."""
+
+    def by_hand(self, verb: str = "run") -> str:
+        """The command line that does this with these results."""
+        return (self.command or f"python -m dwlth run {self.preset.name}").replace("dwlth run", f"dwlth {verb}", 1)
 
     @property
     def path(self) -> Path:
@@ -123,7 +129,7 @@ class Folder:
             NotYet: if there is none.
             DwlthError: if it is damaged.
         """
-        path, command = self.path / "audit.csv", f"`python -m dwlth audit {self.preset.name}`"
+        path, command = self.path / "audit.csv", f"`{self.by_hand('audit')}`"
         if not path.exists():
             raise NotYet(f"no audit in {self.path}: {command} makes it")
         columns = ["check", "found", "honest", "verdict", "id", "source", "sparsity", "seed"]

@@ -335,10 +335,10 @@ export function mount(root, data) {
     node.draw = () => paint(canvas, pixels);
     return node;
   });
-  const slider = (name, max, value, oninput) =>
-    make("input", { type: "range", min: 0, max, step: 1, value, class: `pg-${name}`, oninput });
-  const eps = slider("eps", GRID, state.eps, () => set({ eps: +eps.value }));
-  const round = slider("round", rounds.length - 1, state.round, () => set({ round: +round.value }));
+  const slider = (name, label, max, value, oninput) =>
+    make("input", { type: "range", min: 0, max, step: 1, value, class: `pg-${name}`, "aria-label": label, oninput });
+  const eps = slider("eps", "Attack strength", GRID, state.eps, () => set({ eps: +eps.value }));
+  const round = slider("round", "Sparsity", rounds.length - 1, state.round, () => set({ round: +round.value }));
   const epsText = make("output", {});
   const roundText = make("output", {});
   const prune = button("▶ Prune", () => play(), { class: "pg-prune", title: "Prune step by step, and watch" });
@@ -483,7 +483,10 @@ export function mount(root, data) {
         search.state = null;
         drawChart();
         if (r === state.round || limits[s].every((each) => each != null)) showLimits(s);
-        if (r === state.round) answer(s);
+        if (r === state.round) {
+          const tag = answer(s); // of the card, and of the headline, which has a tag for each source or none
+          headline.children[s + 1]?.replaceWith(tag);
+        }
       }
     }
     timer = setTimeout(search, 0);
@@ -801,6 +804,8 @@ function render({ model, el }) {
   const top = make("div", { class: "dwlth-playground pg-top" });
   const body = make("div", {});
   const status = make("p", { class: "pg-status", role: "status" });
+  const makes = make("button", { type: "button", class: "pg-make" }, "Make them");
+  const menus = {};
   let end = () => {};
   const choose = (changes) => {
     model.set("choice", { ...model.get("choice"), make: false, ...changes });
@@ -811,25 +816,25 @@ function render({ model, el }) {
     const data = model.get("data");
     end = data.rounds ? mount(body, data) : (body.replaceChildren(), () => {});
   }
-  function options() {
-    const [all, choice] = [model.get("options"), model.get("choice")];
-    const menus = Object.entries(all).map(([name, values]) => {
-      const menu = make(
-        "select",
-        { class: `pg-choose-${name}`, onchange: () => choose({ [name]: values[menu.selectedIndex] }) },
-        ...values.map((value) => make("option", { selected: value === choice[name] }, value)),
-      );
-      return make("label", {}, `${name[0].toUpperCase()}${name.slice(1)} `, menu);
-    });
-    const missing = model.get("missing");
-    const makes = make("button", { type: "button", class: "pg-make", onclick: () => choose({ make: true }) }, "Make them");
-    top.replaceChildren(...menus, status, ...(missing ? [makes] : []));
+  for (const [name, values] of Object.entries(model.get("options"))) {
+    const onchange = () => choose({ [name]: values[menus[name].selectedIndex] });
+    menus[name] = make("select", { class: `pg-choose-${name}`, onchange }, ...values.map((value) => make("option", {}, value)));
+    top.append(make("label", {}, `${name[0].toUpperCase()}${name.slice(1)} `, menus[name]));
+  }
+  makes.addEventListener("click", () => choose({ make: Date.now() })); // once more is another message
+  top.append(status, makes);
+  function told() {
+    for (const [name, values] of Object.entries(model.get("options")))
+      menus[name].selectedIndex = values.indexOf(model.get("choice")[name]);
     status.textContent = model.get("status");
+    makes.hidden = !model.get("missing");
   }
   model.on("change:data", shown);
-  model.on("change:status change:missing change:choice", options);
-  options();
+  model.on("change:status change:missing change:choice", told);
+  told();
   shown();
+  // JupyterLab has commands on keys alone, such as x, which cuts the cell
+  el.addEventListener("keydown", (event) => event.ctrlKey || event.metaKey || event.altKey || event.stopPropagation());
   el.replaceChildren(top, body);
   return () => end();
 }

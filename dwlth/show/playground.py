@@ -194,12 +194,13 @@ def widget(experiment: "Experiment", regime: str = "adversarial", seed: int = 0)
                 missing = [run for run in chosen if not folder.has(run)]
                 self.data = {} if missing else payload(folder, **wanted)
                 self.missing = len(missing)
-                words = (
-                    f"{len(missing)} of these {len(chosen)} networks are not on disk. Making them takes about a minute."
-                )
+                words = f"{len(missing)} of these {len(chosen)} networks are not on disk. Making them takes minutes."
                 self.status = words if missing else ""
             except DwlthError as error:
                 self.status = str(error)
+            except KeyboardInterrupt:
+                self.status = "Interrupted: what is trained is kept. Make them once more to go on."
+                raise
 
     seeds = list(range(max(folder.preset.seeds, seed + 1)))
     options = {"regime": folder.preset.regimes, "seed": seeds}

@@ -68,7 +68,7 @@ def explorer(
             )
             news += f", {last['regime']}" if last["stage"] == "transfer" else ""
             news += f": SA {last['sa']:.1%}, RA {last['ra']:.1%}"
-            fill(table, {name: control.value for name, control in now["controls"].items()}, news)
+            fill(table, begin | {name: control.value for name, control in now["controls"].items()}, news)
 
     fill(table_of(folder) if table is None else table, begin)
     HEAR.append(hear)
@@ -87,7 +87,7 @@ def _pickers(
         "fraction": _offer("fraction", percent(sorted(known["fraction"], reverse=True)), begin, preset.fractions),
         "round": _offer("round", sparsities(sparsity_by_round(runs)), begin, preset.rounds),
     }
-    margins = {metric: _margin(metric, points) for metric, points in preset.margins.items()}
+    margins = {metric: _margin(metric, begin.get(metric, points)) for metric, points in preset.margins.items()}
 
     @cache
     def won(downstream, fraction, **margins):
@@ -110,7 +110,7 @@ def _pickers(
     parts = [pinned, drawn(outside, controls | margins, STILL)]
     inside, layer = _inside(folder, controls, begin)
     parts += [*inside, drawn(board, margins, STILL).add_class("dwlth-scoreboard"), set_aside(folder)]
-    return parts, controls | {"layer": layer}
+    return parts, controls | margins | {"layer": layer}
 
 
 STILL = 0.2
@@ -123,12 +123,13 @@ def _so_far(
     """The explorer of a table without transfers: what there is, and what makes the rest."""
     preset = folder.preset
     planned = pd.DataFrame([(run.stage, run.source) for run in preset.grid()], columns=["stage", "source"])
-    counts = pd.DataFrame({"done": table.value_counts(["stage", "source"]), "of": planned.value_counts(sort=False)})
+    own = ended(table)[ended(table)["id"].isin(set(map(preset.run_id, preset.grid())))]
+    counts = pd.DataFrame({"done": own.value_counts(["stage", "source"]), "of": planned.value_counts(sort=False)})
     counts = counts.fillna(0).astype(int).loc[lambda rows: rows["of"] > 0]
     text = (
         f"No ticket of {folder.path} is transferred yet: {counts['done'].sum()} of {counts['of'].sum():,} runs are "
-        f"done. `python -m dwlth run {preset.name}` does the others; it can be stopped and goes on from there. "
-        f"`python -m dwlth plan {preset.name}` says how long that takes here."
+        f"done. `{folder.by_hand()}` does the others; it can be stopped and goes on from there. "
+        f"`{folder.by_hand('plan')}` says how long that takes here."
     )
     said = ipw.VBox()
     show(said, text, counts)

@@ -192,7 +192,7 @@ def _train(folder: Folder, run: Run, device, minutes: float, stopping: threading
         raise _Long(
             f"{run}: {len(todo)} runs are left, about {duration(seconds)} here ({folder.device}), by an estimate "
             f"that a busy machine makes too high. That is more than {minutes:g} minutes: Start once more begins them "
-            f"all the same, or `python -m dwlth run {folder.preset.name}` in a terminal. Either can be stopped"
+            f"all the same, or `{folder.by_hand()}` in a terminal. Either can be stopped"
         )
     if todo and not stopping.is_set():
         grid.run_all(folder, todo, command="dwlth.show.widgets.training_panel", on_epoch=on_epoch)
