@@ -249,6 +249,17 @@ def test_07_explores_and_trains(page, lab, experiment, picture):
     assert after(page, lambda: page.locator(".pg-round").press("Home")) != drawn
     picture("07-playground", ".dwlth-playground[data-milliseconds]")
 
+    cells = "() => window.jupyterapp.shell.currentWidget.content.widgets.length"
+    there = page.evaluate(cells)
+    page.locator(".pg-board").press("x")  # the notebook's key for cutting a cell
+    eps = page.locator(".pg-eps")
+    strength = int(eps.input_value())
+    eps.press("ArrowRight")  # and for the next cell
+    assert int(eps.input_value()) == strength + 1 and page.evaluate(cells) == there
+    page.locator(".pg-choose-seed").press("ArrowDown")
+    page.wait_for_function("() => document.activeElement.className === 'pg-choose-seed'")
+    assert page.get_by_role("slider", name="Attack strength").count() == 1
+
     folder = experiment.folder
     panel = page.locator(".dwlth-training")
     page.set_viewport_size({"width": 1280, "height": 720})
