@@ -20,8 +20,11 @@ def fold(model: nn.Module, images: Tensor, tolerance: float = 1e-3) -> nn.Module
         if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d) and conv.out_channels == norm.num_features:
             folded.set_submodule(name, fuse_conv_bn_eval(conv, norm))
             folded.set_submodule(after, nn.Identity())
-    exactly = torch.autocast(images.device.type, enabled=False), torch.backends.cudnn.flags(True, allow_tf32=False)
-    with torch.no_grad(), exactly[0], exactly[1]:  # tf32, which GPUs use unless told, rounds by more than this
+    with (
+        torch.no_grad(),
+        torch.autocast(images.device.type, enabled=False),
+        torch.backends.cudnn.flags(True, allow_tf32=False),  # which GPUs use unless told, and rounds by more than this
+    ):
         right, found = plain(images), folded(images)
     same = (found - right).abs().max() <= tolerance * right.abs().max().clamp_min(1)
     return folded if same else plain  # NaN is not the same

@@ -116,7 +116,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _folder(args) -> Folder:
-    return Folder(override(presets.get(args.preset), args.set), args.results, args.data)
+    places = {name: place for name in ("results", "data") if (place := getattr(args, name)) != name}
+    by_hand = settings.command("run", args.preset, args.set, **places)
+    return Folder(override(presets.get(args.preset), args.set), args.results, args.data, command=by_hand)
 
 
 def _select(args) -> tuple[Folder, list[Run]]:

@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,14 @@ def autoattack(
         sys.settrace(trace)
 
 
+def _withstand(model: nn.Module, x: Tensor, y: Tensor, attack: Attack, seed: int) -> int:
+    """How many of these images AutoAttack, with the norm and eps of `attack`, leaves classified right; in float32."""
+    with precision_of("float32", x.device):
+        adversarial = autoattack(model, x, y, attack.eps, attack.norm, seed=seed)
+        with torch.no_grad():
+            return int((model(adversarial).argmax(1) == y).sum())
+
+
 def under_autoattack(
     folder: Folder,
     runs: Sequence[Run],
@@ -121,14 +130,7 @@ def under_autoattack(
         if team.current.says(bool(history) and (STOP.is_set() or time.time() > deadline)):
             raise OutOfTime
         began = time.monotonic()
-
-        def withstand(x=x, y=y) -> int:
-            with precision_of("float32", x.device):
-                adversarial = autoattack(model, x, y, attack.eps, attack.norm, seed=seed % 2**31)
-                with torch.no_grad():
-                    return int((model(adversarial).argmax(1) == y).sum())
-
-        right = team.current.same(withstand)
+        right = team.current.same(partial(_withstand, model, x, y, attack, seed % 2**31))
         history.append({"images": len(y), "right": right, "seconds": time.monotonic() - began})
         if checkpoint:
             write_state(checkpoint, {"net": {}, "optimizer": {}, "fits": [{"history": history}]})

@@ -81,11 +81,10 @@ def scoreboard(
     table = table[table["method"] == "imp"]
     gain, tasks = _gains(table, robust)
     counts = {f: gain.loc[f].dropna().index.get_level_values("seed").nunique() for f in gain.index.unique("fraction")}
-    fractions = [fraction for fraction in sorted(counts, reverse=True) if counts[fraction] > 1]
-    fractions = fractions or sorted(counts, reverse=True)
-    seeds = table[table["stage"] == "transfer"].groupby("fraction")["seed"].nunique()
-    all_ = sorted(seeds.index[seeds > 1] if (seeds > 1).any() else seeds.index, reverse=True)
-    much = fractions[0] if fractions else all_[0] if all_ else 1.0
+    seeds = table[table["stage"] == "transfer"].groupby("fraction")["seed"].nunique().to_dict()
+    several = lambda of: [f for f in sorted(of, reverse=True) if of[f] > 1] or sorted(of, reverse=True)
+    fractions = several(counts)
+    much = next(iter(fractions or several(seeds)), 1.0)
     scarce = [fraction for fraction in sorted(counts, reverse=True) if fraction < 1 and fraction in SCARCE]
     place = re.sub(r"[^\w.-]", "-", tasks[0]) if tasks else "task"  # as `dwlth.show.figures` names its files
     few = " and ".join(map(percent, scarce or SCARCE))

@@ -123,7 +123,8 @@ def _so_far(
     """The explorer of a table without transfers: what there is, and what makes the rest."""
     preset = folder.preset
     planned = pd.DataFrame([(run.stage, run.source) for run in preset.grid()], columns=["stage", "source"])
-    own = ended(table)[ended(table)["id"].isin(set(map(preset.run_id, preset.grid())))]
+    done = ended(table)
+    own = done[done["id"].isin(set(map(preset.run_id, preset.grid())))]
     counts = pd.DataFrame({"done": own.value_counts(["stage", "source"]), "of": planned.value_counts(sort=False)})
     counts = counts.fillna(0).astype(int).loc[lambda rows: rows["of"] > 0]
     text = (
@@ -133,7 +134,7 @@ def _so_far(
     )
     said = ipw.VBox()
     show(said, text, counts)
-    rounds = ended(table).query("stage == 'imp'")["round"]
+    rounds = done.query("stage == 'imp'")["round"]
     if rounds.empty:
         return [said, set_aside(folder)], {}
     sparsity = {k: 1 - (1 - preset.prune_rate) ** k for k in preset.rounds if k <= rounds.max() + 1}
