@@ -404,6 +404,10 @@ def test_the_pictures_show_the_numbers(tmp_path):
     assert trained.axes[0].texts[1].get_text() == "70.0\n± 2.0"
     one = pictures.draw_crossing(table[table["seed"] == 1], "digits5-9")
     assert one.axes[0].texts[0].get_text() == "71.0" and one.get_suptitle().endswith("100 % of its data: one seed")
+    alone = pictures.draw_crossing(table[table["source"] == "standard"], "digits5-9", kind="trained")
+    alone.draw_without_rendering()
+    above, below = (alone.axes[i].yaxis.label.get_window_extent() for i in (0, 3))
+    assert not above.overlaps(below), "the labels of two rounds lie on each other"
     thin = pictures.draw_crossing(table[(table["seed"] == 1) | (table["round"] == 4)], "digits5-9")
     assert [panel.texts[0].get_text() for panel in (thin.axes[0], thin.axes[3])] == ["72.0\n± 2.0", "71.0"]
     own = table.assign(method=table["method"].replace("shuffled", "of_another_program"))

@@ -37,7 +37,7 @@ def draw_crossing(table: pd.DataFrame, downstream: str, fraction: float | None =
     found = crossed(table, downstream, fraction, kind)
     rounds, names = sorted(found["round"].unique()), [in_order(found[by]) for by in ("weights", "mask")]
     sparsity = sparsity_by_round(table[table["method"] == "imp"])
-    figure = Picture(figsize=(WIDTH, 0.9 + (0.6 + 0.7 * len(names[0])) * len(rounds)), layout="constrained")
+    figure = Picture(figsize=(WIDTH, 0.9 + (0.6 + 0.7 * max(len(names[0]), 2)) * len(rounds)), layout="constrained")
     grid = figure.subplots(len(rounds), len(CRITERIA), squeeze=False)
     labels = [[SOURCES.get(name, name).replace(" ", "\n") for name in of] for of in names]
     for line, round_ in zip(grid, rounds):
