@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -126,16 +127,20 @@ def test_the_widget_asks_the_kernel_for_networks(experiment, written):
     assert "choose the preset digits" in playground.widget(Experiment("cifar-small", experiment.folder.root)).value
 
 
-def test_networks_that_are_missing_are_made(tmp_path):
+def test_networks_that_are_missing_are_made(tmp_path, monkeypatch):
     """From the sources on disk, as a click on the widget's button makes them too."""
     pytest.importorskip("anywidget", reason="needs the extra dwlth[notebooks]")
     settings = ["rounds=0", "transfer.epochs=1", "transfer.validate_every=1"]
     experiment = Experiment("digits", committed(tmp_path / "results"), device="cpu", settings=settings)
     widget = playground.widget(experiment, regime="standard")
     assert widget.missing == 3
+    with monkeypatch.context() as stopped, pytest.raises(KeyboardInterrupt):  # the button again makes them once more
+        stopped.setattr(playground.grid, "complete", lambda *_, **__: signal.raise_signal(signal.SIGINT))
+        widget.choice = widget.choice | {"make": 1}
+    assert widget.status.startswith("Interrupted: what is trained is kept") and widget.missing == 3
     told = []
     widget.observe(lambda change: told.append(change["new"]), "status")
-    widget.choice = widget.choice | {"make": True}
+    widget.choice = widget.choice | {"make": 2}
     assert widget.missing == 0 and len(told) > 2 and told[-1] == ""
     path = playground.page(experiment, tmp_path / "page.html", regime="standard")
     assert embedded(path) == widget.data and [len(s["networks"]) for s in widget.data["sources"]] == [1, 1, 1]

@@ -18,6 +18,7 @@ from dwlth.running import cost, grid
 from dwlth.running.settings import override
 from dwlth.runs import Run, plain
 from dwlth.show import figures, widgets
+from dwlth.show.widgets.parts import HEAR
 from dwlth.training import OutOfTime
 
 
@@ -275,6 +276,13 @@ def test_without_transfers_one_sees_what_there_is_and_what_makes_the_rest(folder
     assert f"3 of {planned} runs are done" in text(box) and find(box, "figure") is not None
     assert find(box, "source").value == "standard"
     assert "The ticket of 36.00% from inside" in text(find(box, "inside"))
+
+
+def test_where_one_begins_is_kept_until_there_are_results(folder, runs):
+    box = widgets.explorer(None, folder, source="adversarial", fraction=0.1)
+    assert find(box, "source") is None
+    HEAR[-1](folder.path, runs)
+    assert [find(box, name).value for name in ("source", "fraction")] == ["adversarial", 0.1]
 
 
 def test_where_no_kernel_answers_the_cell_says_that_it_is_asleep(monkeypatch):
