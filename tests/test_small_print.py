@@ -197,7 +197,10 @@ def test_results_of_the_readme_are_those_of_the_tables():
         preset = presets.get(name)
         board = scoreboard(table, preset.margins, folder=Folder(preset, ROOT / "results"))
         rows = [f"| {row.claim} | **{row.answer}** | {row.effect} |" for row in board.itertuples()]
-        assert block.splitlines()[2:] == rows, name
+        header, _, *shown = block.splitlines()
+        numbers = dict(enumerate(("four", "five", "six"), start=4))
+        assert shown == rows, name
+        assert header.startswith(f"| claim of the paper's abstract, and {numbers[len(rows) - 6]} questions of ours |")
         if name == "cifar-small":
             effects = board.set_index("claim")["effect"]["They are more data-efficient (with 10% and 1% of the data)"]
             gains = re.findall(
@@ -266,9 +269,20 @@ def test_results_of_the_readme_are_those_of_the_tables():
         f"it has {sa['oneshot']:.1f} points less SA after standard transfer and {ra['oneshot']:.1f} points less RA, "
     )
     attacked = mean["SA, adversarial transfer"]
-    words += f"but {attacked['oneshot']:.1f} points less SA after adversarial transfer (one seed)"
+    words += f"but {attacked['oneshot']:.1f} points less SA after adversarial transfer (one seed). "
+    of = pruned.set_index(["criterion", "method", "source"])["points"]
+    words += (
+        f"That is {-of['SA, adversarial transfer', 'oneshot', 'adversarial']:.1f} points for the adversarial source"
+    )
     assert words in TEXT
-    words = f"Random pruning has {sa['random']:.1f} and {ra['random']:.1f} points less."
+    transfers = photographs.query("stage == 'transfer' and regime == 'adversarial' and fraction == 0.1")
+    transfers = transfers.query("round == 11").set_index(["method", "source", "seed"])
+    ones = transfers.loc["oneshot"]
+    assert list(ones.index[ones["epoch_best_ra"] == 5]) == [("adversarial", 0)]
+    gap = 100 * (transfers["sa_best_sa"]["imp"] - ones["sa_best_sa"]).mean()
+    assert f"where both keep their best SA the mean is {gap:.1f}." in TEXT
+    words = "Random pruning (one seed) has "
+    words += f"{sa['random']:.1f}, {attacked['random']:.1f} and {ra['random']:.1f} points less."
     words += f" SNIP at the pre-trained weights (three seeds) has {sa['snip']:.1f} points less SA after standard"
     words += f" transfer, and {attacked['snip']:.1f} points less SA and {ra['snip']:.1f} points less RA after"
     assert words in TEXT
@@ -281,10 +295,18 @@ def test_results_of_the_readme_are_those_of_the_tables():
     }
     mean = -pruned.groupby(["source", "criterion", "method"])["points"].mean()
     sa, ra = (mean["adversarial", name] for name in names)
-    words = f"has {ra['shuffled']:.1f} points less RA and {sa['shuffled']:.1f} points less SA after"
-    assert words in TEXT
-    words = f"under its own mask it has {ra['reinit']:.1f} and {sa['reinit']:.1f} points less."
-    assert words in TEXT
+    own = pruned[pruned["source"] == "adversarial"].assign(points=-pruned["points"])
+    span = {
+        key: "{:.1f} ({:.1f} to {:.1f})".format(points.mean(), *interval(points))
+        for key, points in own.groupby(["method", "criterion"])["points"]
+    }
+    far, near = span["shuffled", names[1]], span["shuffled", names[0]]
+    far, near = (
+        words.replace(" (", f" points less {of} (") for words, of in ((far, "RA"), (near, "SA after standard transfer"))
+    )
+    assert f"the adversarial ticket has {far} and {near} once its mask is shuffled." in TEXT
+    words = f"{span['reinit', names[1]]} and {span['reinit', names[0]]} points less (three seeds)."
+    assert f"under its own mask it has {words}" in TEXT
     gain = -mean["standard", names[1], "reinit"]
     of_random = pruned.query(f"source == 'standard' and criterion == '{names[1]}' and method == 'reinit'")
     low, high = interval(of_random["points"])
@@ -295,8 +317,10 @@ def test_results_of_the_readme_are_those_of_the_tables():
     assert words in TEXT
     dense = pruned.query("source == 'standard' and method == 'narrow' and criterion == @names[1]")["points"]
     low, high = interval(dense)
-    words = f"It has {mean['standard', names[0], 'narrow']:.1f} points less SA than the standard ticket, and "
-    words += f"{dense.mean():.1f} points more RA ({low:.1f} to {high:.1f})"
+    words = (
+        f"After standard transfer it has {mean['standard', names[0], 'narrow']:.1f} points less SA than the standard "
+    )
+    words += f"ticket; it has {dense.mean():.1f} points more RA ({low:.1f} to {high:.1f})"
     assert words in TEXT
     ways = read_table(ROOT / "results" / "cifar-small" / "table.csv").query("stage == 'connect'")
     assert set(ways["source"]) == {"adversarial", "standard"} and set(ways["round"]) == {0, 11} and len(ways) == 8
@@ -332,8 +356,19 @@ def test_results_of_the_readme_are_those_of_the_tables():
     attacked = photographs.query("fraction == 1 and regime == 'adversarial' and stage == 'transfer'")
     attacked = 100 * attacked.set_index(["source", "round"])["ra"]
     standard, adversarial = (attacked[source, 0] - attacked[source, 11] for source in ("standard", "adversarial"))
-    words = f"standard ticket has {standard:.1f} points less RA than its dense network, the adversarial one"
+    words = f"standard ticket of 91.41 % has {standard:.1f} points less RA than its dense network, the adversarial one"
     assert f"{words} {adversarial:.1f}." in TEXT
+    kept = photographs.query("fraction == 1 and regime == 'adversarial' and stage == 'transfer'")
+    late = kept["epoch_best_ra"].eq(11) == (kept["round"].eq(0) == kept["source"].ne("standard"))
+    assert late.all() and kept["epoch_best_ra"].isin([5, 11]).all()
+    (dense_,) = kept.query("source == 'standard' and round == 0").itertuples()
+    page = " ".join((ROOT / "docs" / "cifar-small.md").read_text().split())
+    assert f"whose SA at epoch {dense_.epoch_best_sa + 1:.0f} is {100 * dense_.sa_best_sa:.1f} %." in page
+    near = (
+        100 * photographs.query("stage == 'imp' and round == 5 and method == 'imp'").set_index("source")[["sa", "ra"]]
+    )
+    words = "at round 5 the PGD-10 source has SA {:.1f} % and RA {:.1f} %, the other {:.1f} and {:.1f} %"
+    assert words.format(*near.loc["adversarial"], *near.loc["fast_adversarial"]) in page
     for source in whole.index.unique("source"):
         plain, attacked = whole.loc[source, "standard"], whole.loc[source, "adversarial"]
         row = f"| {source.replace('_', ' ')} | {plain['sa']:.1f} % | {attacked['sa']:.1f} % | {attacked['ra']:.1f} % |"
@@ -360,8 +395,29 @@ def test_results_on_digits_in_the_readme_are_those_of_its_table():
     five = 100 * five[five["seed"] < 5].groupby(["source", "round", "method"])["ra"].mean()
     pair = "{0[random]:.1f} % against {0[imp]:.1f} %".format(five["standard", 7])
     assert f"(at 79.02 % sparsity {pair})" in section
-    pair = "{0[imp]:.1f} % against {0[random]:.1f} %".format(five["adversarial", 15])
-    assert f"(at 96.48 % sparsity {pair})" in section
+    pair = "random ones have {0[random]:.1f} % and IMP's {0[imp]:.1f} %".format(five["adversarial", 15])
+    assert f"At 96.48 % {pair}" in section
+    random = table.query("stage == 'transfer' and fraction == 1 and method == 'random' and round == 15 and seed == 3")
+    assert len(random) == 6 and random[["sa", "ra"]].stack().round(6).nunique() == 1
+    net = models.NETWORKS["small_resnet"](5)
+    dead = masks.dense(net)
+    for _ in range(15):
+        dead = masks.prune(dead, masks.random(net, 3), preset.prune_rate)
+    assert [name for name, kept in dead.items() if not kept.any()] == ["conv1.weight"]
+    others = table.query("stage == 'transfer' and fraction == 1 and source == 'adversarial' and round == 15")
+    others = others.query("regime == 'adversarial' and seed in [0, 1, 2, 4]")
+    others = 100 * others.pivot(index="seed", columns="method", values="ra")
+    gap, mean_ = others["imp"] - others["random"], others.mean()
+    words = "have {:.1f} % and {:.1f} %, a difference of {:.1f} points ({:.1f} to {:.1f})"
+    assert words.format(mean_["random"], mean_["imp"], gap.mean(), *interval(gap)) in section
+    ahead = order(table.query("fraction == 1 or stage == 'imp'"), preset.margins).set_index(["a", "b"])["sparser"]
+    ahead = [f"{100 * ahead['adversarial', other]:.1f} %" for other in ("standard", "fast_adversarial")]
+    assert f"In {ahead[0]} of resamples of the seeds the adversarial ticket is sparser than" in section
+    assert f"and in {ahead[1]} sparser than the fast adversarial one" in section
+    shuffled = against_imp(table, "digits5-9").query("method == 'shuffled' and criterion == 'RA, adversarial transfer'")
+    shuffled = shuffled.groupby("source")["points"].mean()
+    assert f"from the standard source alone ({shuffled['standard']:.1f} points)" in section
+    assert shuffled.drop("standard").abs().max() < 1
     ten = table.query("stage == 'transfer' and regime == 'adversarial' and source == 'adversarial' and seed < 10")
     ten = 100 * ten.query("round == 11 and fraction == 1").groupby("method")["ra"].mean()
     assert f"{ten['imp'] - ten['reinit']:.1f} points less RA than the adversarial ticket of 91.41 %" in section

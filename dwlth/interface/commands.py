@@ -69,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
         ("audit", check_robustness, "checks of the same networks' robustness: is it real?"),
         ("connect", connect, "the way between two trainings of the same network, for each transfer of IMP's tickets"),
         ("verdict", show_verdict, "the sparsest double-win tickets, their tests and the scoreboard, from the table"),
-        ("figures", draw, "draw the figures from the table"),
+        ("figures", draw, "draw the figures from the table, the audit and the tickets"),
         ("verify", verify_folder, "check that the results are whole, of these settings, and that none is missing"),
         ("import", import_ticket, "take in a ticket of the paper's public code"),
         ("export", export_ticket, "write a ticket as the paper's public code reads it"),

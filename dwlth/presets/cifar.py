@@ -12,8 +12,8 @@ def cifar_small() -> Preset:
     eps, step = 8 / 255, 2 / 255  # paper
     pgd20, attacks = Attack(eps, step, 20), training_attacks(eps, step)
     pgd3 = Attack(eps, 16 / (3 * 255), 3, bn="train")  # reference code, for IMP
-    # by experiment (docs/cifar-small.md): crops cost a network of this size 4 points of SA and 2 of RA in adversarial
-    # training, so only standard training has them
+    # by experiment (docs/cifar-small.md): crops cost a network of this size 3 to 5 points of SA and 2 of RA in
+    # adversarial training, so only standard training has them
     flips = Augment(flip=True)
     base = Recipe(
         12,
