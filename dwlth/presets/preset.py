@@ -143,9 +143,14 @@ class Preset:
             for way in ([f"{method}@{source}" for source in self.pretrain] if method in named else [method])
         ]
 
+    def _is_imp(self, way: str, source: str) -> bool:
+        """Whether IMP itself finds these tickets: the mask is the source's own, or the training is."""
+        of = controls.other(way)
+        return of == source or (way.startswith("trained@") and self.imp[of] == self.imp[source])
+
     def grid(self) -> list[Run]:
         """All runs, once each, after those it needs."""
-        ways = {source: [way for way in self.ways() if controls.other(way) != source] for source in self.pretrain}
+        ways = {source: [way for way in self.ways() if not self._is_imp(way, source)] for source in self.pretrain}
         seeds_of = {fraction: range(self.seeds_at.get(fraction, self.seeds)) for fraction in self.fractions}
         source_seeds = sorted({seed // self.per_source for seeds in seeds_of.values() for seed in seeds})
         runs = [Run("pretrain", source, seed) for seed in source_seeds for source in self.pretrain]

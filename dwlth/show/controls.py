@@ -29,7 +29,8 @@ KINDS = {"crossed": "Source of the mask", "trained": "IMP trained as for"}
 @styled()
 def draw_crossing(table: pd.DataFrame, downstream: str, fraction: float | None = None, kind: str = "crossed") -> Figure:
     """A heat map for each criterion and round: the mean over the seeds of each cell of `dwlth.show.crossing.crossed`,
-    and half its interval. The colours of a criterion span 10 points at least, the same ones in each round.
+    and half its interval. The colours of a criterion span 10 points at least, the same ones in each round. A blank cell
+    is the source's own training under another name.
 
     Raises:
         NotYet: as of `crossed`.

@@ -22,7 +22,8 @@ def crossed(table: pd.DataFrame, downstream: str, fraction: float | None = None,
     """The transfers of a crossing, a row for each seed, IMP round and cell: `weights`, the source of the weights;
     `mask`, that of the mask (`kind` crossed), or the one whose training the rounds of IMP had (trained); and the
     criteria of the verdict, in percent. Where the two are the same source, the ticket is IMP's own. A seed that has not
-    every cell of a round is left out there.
+    every cell of a round is left out there. Of kind trained, cells are missing where two sources train alike in IMP:
+    those tickets are IMP's own too.
 
     Args:
         fraction: of the downstream data, the column `fraction`; None: the largest that has a crossing.
@@ -44,6 +45,8 @@ def crossed(table: pd.DataFrame, downstream: str, fraction: float | None = None,
     }
     found = pd.DataFrame(criteria, columns=list(CRITERIA)).dropna().reset_index()
     cells = found["weights"].nunique() * found["mask"].nunique()
+    if kind == "trained":
+        cells = len(found[["weights", "mask"]].drop_duplicates())
     found = found[found.groupby(["round", "seed"])["weights"].transform("size") == cells]
     if found.empty:
         raise NotYet(f"no seed in the table has every cell of the crossing: `--set methods=imp,{kind}` makes them")
@@ -68,8 +71,9 @@ def variance(
     Raises:
         NotYet: as of `crossed`, and for fewer than 2 seeds.
     """
-    found = crossed(table, downstream, fraction, kind)
-    rows = []
+    found, rows = crossed(table, downstream, fraction, kind), []
+    if found.groupby(["round", "seed"]).size().min() < found["weights"].nunique() * found["mask"].nunique():
+        raise NotYet(f"no analysis of variance of kind {kind}: some cells are missing")
     for round_, criterion, cells in _cells(found):
         if len(cells) < 2:
             raise NotYet("one seed has no spread: `python -m dwlth run PRESET --seeds 10` makes more")
