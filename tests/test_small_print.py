@@ -322,6 +322,18 @@ def test_results_of_the_readme_are_those_of_the_tables():
     )
     words += f"ticket; it has {dense.mean():.1f} points more RA ({low:.1f} to {high:.1f})"
     assert words in TEXT
+    trained = (
+        crossed(photographs, "cifar10", kind="trained").set_index(["weights", "mask", "seed", "round"]).sort_index()
+    )
+    assert {*trained.index.droplevel("round")} == {("standard", source, 0) for source in presets.SOURCES}
+    more = trained.loc["standard", "adversarial", 0] - trained.loc["standard", "standard", 0]
+    assert more.equals(trained.loc["standard", "fast_adversarial", 0] - trained.loc["standard", "standard", 0])
+    plain, attacked, robust = (more[name].to_dict() for name in verdict.CRITERIA)
+    words = f"of 91.41 % has {robust[11]:.1f} points more RA and {attacked[11]:.1f} points more SA after adversarial "
+    words += (
+        f"transfer than with its own, and {-plain[11]:.1f} points less SA after standard transfer. At 73.79 % it is "
+    )
+    assert f"{words}{robust[6]:.1f} points more RA, {attacked[6]:.1f} more and {-plain[6]:.1f} less SA." in TEXT
     ways = read_table(ROOT / "results" / "cifar-small" / "table.csv").query("stage == 'connect'")
     assert set(ways["source"]) == {"adversarial", "standard"} and set(ways["round"]) == {0, 11} and len(ways) == 8
     lost = 100 * ways.set_index(["source", "round", "regime"])[["barrier_sa", "barrier_ra"]].stack()
