@@ -24,8 +24,8 @@ def checks(found: pd.DataFrame) -> pd.DataFrame:
 
 @styled()
 def draw_audit(found: pd.DataFrame) -> Figure:
-    """RA of each network against the attack's radius, and SA against the severity of each corruption (these panels have
-    one range). Dense networks have full lines, tickets dashed ones."""
+    """RA of each network against the attack's radius, and SA against the severity of each corruption. Dense networks
+    have full lines, tickets dashed ones."""
     found = found.assign(network=_networks(found))
     looks = style.of_sources(found["source"])
     radii = next(check for check in found["check"] if check.startswith("RA at ") and check.endswith(" eps"))
@@ -35,7 +35,6 @@ def draw_audit(found: pd.DataFrame) -> Figure:
     titles |= {check: (check.removesuffix(", five severities"), "Severity") for check in corruptions}
     figure = Picture(figsize=(WIDTH, 4.6), layout="constrained")
     grid = figure.subplots(2, -(-len(titles) // 2), squeeze=False)
-    low = 100.0
     for panel, (check, (title, axis)) in zip(grid.flat, titles.items()):
         for row in found[found["check"] == check].itertuples():
             values = [float(number) for number in row.found.removesuffix(" %").split(", ")]
@@ -44,12 +43,8 @@ def draw_audit(found: pd.DataFrame) -> Figure:
             if check == radii:
                 clean = found[(found["network"] == row.network) & (found["check"] == "SA and RA")]["found"].item()
                 x, values = [0, *places], [float(clean.partition(" and ")[0]), *values]
-            else:
-                low = min(low, *values)
             panel.plot(x, values, **look)
         panel.set(title=title, xlabel=axis, ylim=(0, 100))
-    for panel in grid.flat[1:]:
-        panel.set_ylim(low - 2, 100)
     for line in grid:
         line[0].set_ylabel("Accuracy (%)")
     for panel in grid.flat[len(titles) :]:
@@ -62,7 +57,7 @@ def draw_audit(found: pd.DataFrame) -> Figure:
 
 def _networks(found: pd.DataFrame) -> pd.Series:
     """A name for each row's network: source and sparsity, and the seed or the id where that is not enough."""
-    what = found["sparsity"].map(lambda sparsity: f"{sparsity:.2%} pruned" if sparsity else "dense")
+    what = found["sparsity"].map(lambda sparsity: f"{100 * sparsity:.2f} % pruned" if sparsity else "dense")
     names = found["source"].map(lambda source: SOURCES.get(source, source)) + ", " + what
     for column in ("seed", "id"):
         if names.nunique() < found["id"].nunique():

@@ -189,7 +189,7 @@ def draw_connectivity(table: pd.DataFrame, downstream: str, fraction: float | No
     if runs.empty:
         raise NotYet("no way between two trainings in the table: `python -m dwlth connect PRESET` makes it")
     looks, regimes = style.of_sources(runs["source"]), sorted(runs["regime"].unique(), reverse=True)
-    titles = ["SA (points lost)", "RA (points lost)", "Loss", "Adversarial loss"]
+    titles = ["SA (points lost)", "RA (points lost)", "Loss (nats)", "Adversarial loss (nats)"]
     runs = runs.assign(barrier_sa=100 * runs["barrier_sa"], barrier_ra=100 * runs["barrier_ra"])
     figure = Picture(figsize=(WIDTH, 0.8 + 2.3 * len(regimes)), layout="constrained")
     grid = figure.subplots(len(regimes), len(BARRIERS), squeeze=False, sharex=True)

@@ -66,7 +66,9 @@ def curves(
     for panel, (criterion, column) in zip(figure.subplots(2, 2).flatten(), PANELS.items()):
         _curves(panel, runs, found, criterion, column, margins, looks, looks)
         panel.set_title(criterion if criterion in CRITERIA else f"{criterion} (not judged)")
-    figure.suptitle(f"Tickets transferred to {downstream} with {percent(fraction)} of its training data")
+    figure.suptitle(
+        f"Tickets transferred to {downstream} with {percent(fraction)} of its training data, {_seeds(runs)}"
+    )
     legend(figure, style.handles(looks), _answers(found), _levels(found, _band(0.35)))
     return figure
 
@@ -136,7 +138,8 @@ def differences(table: pd.DataFrame, downstream: str, fraction: float, margins: 
         bottom.set_xlabel("Sparsity (%)")
     figure.supylabel("Ticket minus dense network (points)", fontsize="medium")
     figure.suptitle(
-        f"Tickets minus the dense network of the same seed, {downstream} with {percent(fraction)} of its data\n"
+        f"Tickets minus the dense network of the same seed, {downstream} with {percent(fraction)} of its data, "
+        f"{_seeds(transfers(table, downstream, fraction))}\n"
         "(bars end at 5 margins; arrows: the mean differs by more, or all runs failed)"
     )
     legend(figure, _answers(found), _levels(found, Line2D([], [], color="0.35", linewidth=1.5)))
@@ -195,6 +198,8 @@ def double_wins(table: pd.DataFrame, downstream: str, margins: Margins, paper: b
     shapes = _shapes(GREY)
     marks = {"sparsest double-win ticket": _star(GREY), "next sparser ticket: undecided": shapes["undecided"]}
     marks |= {"next sparser ticket: not double-win": shapes["not"]}
+    if not found["round"].all():
+        marks |= {"at 0: no double-win ticket is shown": shapes["double-win"] | {"mew": 0}}
     legend(figure, style.handles(looks), _entries(marks), extra)
     return figure
 
@@ -262,9 +267,12 @@ def _curves(
     dense = {source: means[source, 0] for source in looks if (source, 0) in means.index}
     for source, level in dense.items():
         panel.axhline(level, color=looks[source].colour, linestyle="--", linewidth=0.8)
-        if criterion and source in marked:
+        if source in marked:
             panel.axhspan(max(level - margins[metric], 0), level, color=looks[source].colour, alpha=0.12, linewidth=0)
     bottom, top = panel.get_ylim()
+    lack = max(2 * margins[metric] - (top - bottom), 0)  # an image more or less looks like one
+    bottom, top = bottom - 0.1 * lack, top + 0.9 * lack
+    panel.set_ylim(bottom, top)
     for source in marked:
         of, look = found[found["source"] == source], looks[source]
         if source in dense and f"{criterion} low" in of:
@@ -277,6 +285,12 @@ def _curves(
     sparsity_axis(panel, sparsity_by_round(runs))
     panel.set_ylabel(f"{metric.upper()} (%)")
     return means
+
+
+def _seeds(runs: pd.DataFrame) -> str:
+    """How many seeds these runs have, in words."""
+    count = runs["seed"].nunique()
+    return f"{count} seeds" if count > 1 else "one seed: no bounds of the test"
 
 
 def _shapes(look: Look) -> dict[str, dict]:

@@ -138,16 +138,17 @@ def percent(fraction: float) -> str:
 
 
 def sparsity_axis(panel: Axes, sparsity: Mapping[int, float]) -> None:
-    """An x axis of IMP rounds that says their sparsity (fractions, by round), of many rounds that of every third."""
+    """An x axis of IMP rounds that says their sparsity (fractions, by round), of many rounds that of every third
+    and the last."""
     panel.set_xticks(*ticks(sparsity), rotation=90, fontsize="small")  # early rounds are close
     panel.set_xlabel("Sparsity (%)")
 
 
 def ticks(sparsity: Mapping[int, float]) -> tuple[list[int], list[str]]:
     """Rounds and the texts of their sparsities (fractions, by round; NaN where all runs failed): of all, or of many
-    those of every third."""
+    those of every third and the last."""
     rounds = sorted(sparsity.keys())
-    rounds = rounds if len(rounds) < 10 else rounds[::3]
+    rounds = rounds if len(rounds) < 10 else [*rounds[:-2:3], rounds[-1]]
     return rounds, ["failed" if math.isnan(sparsity[r]) else f"{100 * sparsity[r]:.4g}" for r in rounds]
 
 
