@@ -169,8 +169,8 @@ def test_a_figure_without_its_runs_is_left_out(runs, tmp_path):
 def test_threads_draw_the_same_picture_and_leave_settings_as_they_were(runs):
     before = dict(mpl.rcParams)
     draws = [
-        lambda: figures.png(figures.criteria(runs, "CIFAR-10", 1.0, "standard", 3, MARGINS)),
-        lambda: figures.png(pretraining.gain(runs, "CIFAR-10")),
+        lambda: style.png(figures.criteria(runs, "CIFAR-10", 1.0, "standard", 3, MARGINS)),
+        lambda: style.png(pretraining.gain(runs, "CIFAR-10")),
     ]
     alone = [draw() for draw in draws]
     with ThreadPoolExecutor(4) as pool:

@@ -38,11 +38,13 @@ def load(path: Path, unsafe: bool = False) -> Any:
     safetensors = head[8:10] == b'{"'  # after the length of its header
     if not safetensors and not head.startswith(b"PK") and LEGACY not in head[:32]:
         raise DwlthError(f"{path}: no file of torch.save or safetensors: it begins with {head[:12]!r}")
-    if head.startswith(b"PK"):
-        _check_zip(path)
     try:
+        if head.startswith(b"PK"):
+            files.check_zip(path)
         with torch.serialization.safe_globals([argparse.Namespace]):  # plain settings, which many programs save along
             return load_file(path) if safetensors else torch.load(path, "cpu", weights_only=True)
+    except DwlthError:
+        raise
     except pickle.UnpicklingError as error:
         if _cut_short(path):
             raise DwlthError(f"{path}: truncated: it ends inside a pickle") from None
@@ -61,16 +63,6 @@ def load(path: Path, unsafe: bool = False) -> Any:
     except ImportError as error:
         raise DwlthError(f"{path}: to unpickle it, install the package it was made with: {error}") from None
     except Exception as error:
-        raise DwlthError(f"{path}: truncated, or no checkpoint: {first_line(error)}") from None
-
-
-def _check_zip(path: Path) -> None:
-    """Raise where a zip is damaged or hostile; see `dwlth.files.check_zip`."""
-    try:
-        files.check_zip(path)
-    except DwlthError:
-        raise
-    except Exception as error:  # damage has many kinds
         raise DwlthError(f"{path}: truncated, or no checkpoint: {first_line(error)}") from None
 
 

@@ -116,21 +116,12 @@ def audit(
         add(f"RA under {name}", f"{stronger:.1f} %", f"at most {CONVERGED:g} points less", own - stronger <= CONVERGED)
     numbers = {"eps": attack.eps, "norm": attack.norm, "seed": seed % 2**31}
     square = accuracy(lambda x, y: autoattack(model, x, y, **numbers, attacks=["square"]))
-    add(
-        "RA under Square, a black-box attack",
-        f"{square:.1f} %",
-        f"at most {POINTS:g} point less",
-        square >= own - POINTS,
-    )
+    near = f"at most {POINTS:g} point less"
+    add("RA under Square, a black-box attack", f"{square:.1f} %", near, square >= own - POINTS)
     generator = torch.Generator(split.labels.device).manual_seed(seed % 2**31)
     for name, other in (others or {}).items():
         moved = accuracy(lambda x, y, other=other: attack(other, x, y, generator))
-        add(
-            f"RA under images made for {name}",
-            f"{moved:.1f} %",
-            f"at most {POINTS:g} point less",
-            moved >= own - POINTS,
-        )
+        add(f"RA under images made for {name}", f"{moved:.1f} %", near, moved >= own - POINTS)
     auto = accuracy(lambda x, y: autoattack(model, x, y, **numbers))
     add("RA under AutoAttack", f"{auto:.1f} %", f"at most {BEYOND_PGD:g} points less", own - auto <= BEYOND_PGD)
     x, y = next(iter(split.batches(min(128, len(split)), augment=augment)))

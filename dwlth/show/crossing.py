@@ -46,7 +46,7 @@ def crossed(table: pd.DataFrame, downstream: str, fraction: float | None = None,
     found = pd.DataFrame(criteria, columns=list(CRITERIA)).dropna().reset_index()
     cells = found["weights"].nunique() * found["mask"].nunique()
     if kind == "trained":
-        cells = len(found[["weights", "mask"]].drop_duplicates())
+        cells = len(runs[["weights", "mask"]].drop_duplicates())
     found = found[found.groupby(["round", "seed"])["weights"].transform("size") == cells]
     if found.empty:
         raise NotYet(f"no seed in the table has every cell of the crossing: `--set methods=imp,{kind}` makes them")

@@ -19,10 +19,8 @@ from dwlth.files import write
 from dwlth.presets import in_order
 from dwlth.results import Folder, ended, percents, sparsity_by_round
 from dwlth.show import style
-from dwlth.show.style import WIDTH, Look, Picture, legend, percent, png, sparsity_axis, styled, ticks
+from dwlth.show.style import WIDTH, Look, Picture, legend, percent, sparsity_axis, styled, ticks
 from dwlth.verdict import CRITERIA, FOURTH, PAPER, transfers
-
-__all__ = ["Picture", "criteria", "curves", "differences", "double_wins", "draw_all", "png"]
 
 PANELS = CRITERIA | FOURTH
 """What the paper's definition names: the criteria, and the fourth."""

@@ -104,14 +104,13 @@ def _preset(path: Path) -> str:
 
 def _folder(path: Path) -> str:
     """About a folder: of a preset's results, of the results of several, or of images."""
-    counted = {"runs": "runs/*.json", "sources": "sources/*.safetensors", "tickets": "tickets/*/*.safetensors"}
-    counted |= {"networks": "networks/*.safetensors", "trainings under way": "checkpoints/*.pt"}
-    counted |= {"figures": "figures/*.png", "files set aside as unreadable": "**/*.bad"}
+    counted = {"records of runs": "runs/*.json", "sources": "sources/*.safetensors"}
+    counted |= {"tickets": "tickets/*/*.safetensors", "networks": "networks/*.safetensors"}
+    counted |= {"trainings under way": "checkpoints/*.pt", "figures": "figures/*.png"}
+    counted |= {"files set aside as unreadable": "**/*.bad"}
     if any((path / name).exists() for name in ("preset.json", "table.csv", "runs")):
         found = {what: len(list(path.glob(pattern))) for what, pattern in counted.items()}
-        files = ", ".join(f"{count} {what}" for what, count in found.items() if count).replace(
-            "runs", "records of runs"
-        )
+        files = ", ".join(f"{count} {what}" for what, count in found.items() if count)
         lines = [f"{path}: results of a preset: {files or 'no finished run yet'}."]
         return "\n".join(lines + [describe(path / name) for name in FILES if (path / name).exists()])
     inner = [part for part in sorted(path.iterdir()) if part.is_dir()]

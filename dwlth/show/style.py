@@ -24,6 +24,7 @@ from matplotlib.lines import Line2D
 
 from dwlth.masks import METHODS
 from dwlth.presets import SOURCES, in_order
+from dwlth.verdict import bounds
 
 WIDTH = 9.0
 """Inches of a wide figure: scaled to a page's 6.75 inches of text, its letters are 6 to 8 points high."""
@@ -162,10 +163,8 @@ def legend(figure: Figure, *columns: Sequence[Artist], place: str = "outside low
 
 def interval(values: pd.Series) -> tuple[float, float]:
     """The 95 % confidence interval of a mean (Student's t); of one value, that value."""
-    from scipy.special import stdtrit  # late: only this needs it
-
-    half = stdtrit(len(values) - 1, 0.975) * values.sem() if len(values) > 1 else 0.0
-    return values.mean() - half, values.mean() + half
+    mean, _, low, high = bounds(values.to_numpy(), 0.975)
+    return (low, high) if len(values) > 1 else (mean, mean)
 
 
 def name(label: str) -> str:

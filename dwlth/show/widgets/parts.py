@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from dwlth.errors import DwlthError, NotYet
 from dwlth.results import KEY, Folder
-from dwlth.show import figures, style
+from dwlth.show import style
 
 DRAWING = threading.RLock()  # matplotlib is not safe on several threads at once
 
@@ -151,7 +151,7 @@ def show(box: ipw.VBox, *parts: Any) -> None:
     children = []
     for i, part in enumerate(parts):
         if isinstance(part, Figure):
-            kind, name, value = ipw.Image, "figure", figures.png(part)
+            kind, name, value = ipw.Image, "figure", style.png(part)
             plt.close(part)  # where pyplot made it
         elif isinstance(part, pd.DataFrame):
             with pd.option_context("display.max_colwidth", None):  # sentences whole
