@@ -333,6 +333,7 @@ def test_the_committed_outputs_are_those_of_the_committed_results(tmp_path):
         assert shows(nbformat.read(named(number), 4), rows.drop(columns=["data", "source"])), number
     for number in ("04", "05", "07"):
         assert shows(nbformat.read(named(number), 4), digits.scoreboard()), number
+    assert shows(nbformat.read(named("04"), 4), Experiment("cifar-small", tmp_path / "results").scoreboard())
 
 
 @each

@@ -78,7 +78,7 @@ def readable_tests(tested: pd.DataFrame) -> pd.DataFrame:
 
 def readable_order(shares: pd.DataFrame) -> pd.DataFrame:
     """The order of the sources in words, a row each."""
-    words = {name: shares[name].map("{:.0%}".format) for name in ("sparser", "tied", "less")}
+    words = {name: shares[name].map("{:.1%}".format) for name in ("sparser", "tied", "less")}
     return shares.assign(fraction=shares["fraction"].map(percent), **words).rename(columns={"fraction": "data"})
 
 
