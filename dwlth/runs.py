@@ -72,7 +72,8 @@ class Run:
 
     def __post_init__(self):
         for name in ("seed", "round", "source_seed"):
-            if isinstance(value := getattr(self, name), Integral):  # also NumPy's, as tables have them
+            value = getattr(self, name)  # also NumPy's, as tables have them, and 1.0
+            if isinstance(value, Integral) or (isinstance(value, float) and value.is_integer()):
                 object.__setattr__(self, name, int(value))
 
     @property

@@ -114,11 +114,14 @@ def fit_members(
     Raises:
         OutOfTime: at the deadline, or when `on_epoch` says so.
         DwlthError: where the processes of a team cannot share the parts of a batch, or a stack has any; where a batch
-            leaves so few images that batch norm refuses them.
+            leaves so few images that batch norm refuses them; where networks side by side have not as many images.
     """
     model, mask = models[0], masks[0] if masks else None
     check("recipe: parts", recipe.parts, not stacked or recipe.parts == 1, "1 to networks side by side")
     if stacked:
+        for name, splits in (("training", trains), ("validation", vals)):
+            sizes = [len(split) for split in splits]
+            check(f"{name} images of networks side by side", sizes, len({*sizes}) == 1, "each as many")
         model, mask, trains, vals, seeds = join(models, masks, trains, vals, seeds)
     keep_masked = mask.apply_(model.net) if mask else None
     parameters = list(model.parameters())

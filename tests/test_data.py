@@ -228,6 +228,7 @@ def bad(images=None, labels=None, part="train", **fields):
         (bad(lambda x: x.repeat(1, 3, 1, 1)), r"train: shape of images is \(\d+, 3, 8, 8\): .*of 1 channels as mean"),
         (bad(lambda x: x[1:]), r"train: shape of images is \((\d+), 1, 8, 8\): give one image for each of the \d+"),
         (bad(labels=lambda y: y.int()), "train: type of labels is torch.int32: give torch.int64"),
+        (bad(lambda x: x[:0], lambda y: y[:0], part="val"), "val: number of images is 0: give 1 or more"),
         (bad(labels=lambda y: y + 5, part="test"), r"test: labels from is \(5, 9\): give labels of 0 to 4"),
     ],
 )

@@ -90,6 +90,8 @@ def test_whole_numbers_of_numpy_are_whole_numbers():
     plain = Run("transfer", "standard", 3, 2, "imp", "digits5-9", "adversarial", 0.1, source_seed=1)
     theirs = Run("transfer", "standard", np.int64(3), np.int32(2), "imp", "digits5-9", "adversarial", 0.1, np.int64(1))
     assert digits.run_id(theirs) == digits.run_id(plain) and str(theirs) == str(plain)
+    assert Run("transfer", "standard", 3.0, np.float64(2)) == Run("transfer", "standard", 3, 2)
+    assert str(Run("imp", "standard", 3.0, 2.0)) == str(Run("imp", "standard", 3, 2))
     assert stream(np.int64(7), "train", 1) == stream(7, "train", 1)
 
 

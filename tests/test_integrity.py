@@ -462,6 +462,8 @@ def test_any_reader_of_csv_reads_the_table_in_any_order(copy):
     header, *lines = copy.table.read_text().splitlines(keepends=True)
     copy.table.write_text("".join([header, *reversed(lines)]))
     assert read_table(copy.table)["id"].tolist() == expected["id"].tolist()[::-1]
+    copy.table.write_text("".join([header, *lines, *lines[:2]]))  # two tables put together
+    assert sorted(copy.collect()["id"]) == sorted(expected["id"])
 
 
 def test_numbers_and_names_that_look_like_numbers_survive(copy):

@@ -36,6 +36,15 @@ def side_by_side(task, nets, recipe, masks=None):
     return fit_members(nets, recipe, [task.train] * n, [task.val] * n, seeds=[0] * n, masks=masks, stacked=True)
 
 
+def test_networks_side_by_side_have_as_many_images_each(task):
+    """A network with more images than the first would never see the rest of them."""
+    (few, many), _ = members(task, 2)
+    for trains, vals, part in (([100, 164], [50, 50], "training"), ([100, 100], [50, 49], "validation")):
+        trains, vals = ([task.train.take(list(range(size))) for size in sizes] for sizes in (trains, vals))
+        with pytest.raises(DwlthError, match=rf"^{part} images of networks side by side is \[.*\]: give each as many"):
+            fit_members([few, many], RECIPE, trains, vals, seeds=[0, 0], stacked=True)
+
+
 def train_together(task, chosen, recipe=RECIPE):
     built, own_masks = members(task, max(chosen) + 1)
     nets, their_masks = [copy.deepcopy(built[i]) for i in chosen], [own_masks[i] for i in chosen]

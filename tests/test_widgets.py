@@ -473,6 +473,9 @@ def test_a_failed_run_of_which_the_table_alone_is_left_is_no_done_one(folder):
     box = panel(folder, seed=0)
     assert text(box).endswith("seed 0: failed (from the table)") and find(box, "progress").value == 0
     assert not find(box, "start").disabled
+    done = ended | {"status": "ok", "sa": 0.5}  # without an attack in the evaluation there is no RA
+    pd.DataFrame([plain(RUN) | done]).to_csv(folder.table, index=False)
+    assert text(panel(folder, seed=0)).endswith("done, SA 50.0% and RA not measured on the test set (from the table)")
 
 
 def test_a_training_that_would_take_long_is_begun_by_a_second_start(folder):

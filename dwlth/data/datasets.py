@@ -103,7 +103,8 @@ def _checked(data: Dataset) -> Dataset:
         check(f"{name} type of images", images.dtype, images.dtype == torch.uint8, "torch.uint8, levels of 0 to 255")
         check(f"{name} shape of images", tuple(images.shape), fits, of)
         check(f"{name} type of labels", labels.dtype, labels.dtype == torch.int64, "torch.int64")
-        least, most = labels.aminmax() if len(labels) else (0, 0)
+        check(f"{name} number of images", len(labels), len(labels) > 0, "1 or more")
+        least, most = labels.aminmax()
         known = least >= 0 and most < data.classes
         check(f"{name} labels from", (int(least), int(most)), known, f"labels of 0 to {data.classes - 1}")
     return replace(data, classes=int(data.classes), mean=(*map(float, data.mean),), std=(*map(float, data.std),))

@@ -36,7 +36,7 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
     """A dict as JSON, with a `checksum` of the rest: the SHA-256 of its JSON with sorted keys."""
     value = json.loads(json.dumps(value))
     text = json.dumps(value | {"checksum": digest(value, 64)}, indent=1)
-    write(path, lambda beside: beside.write_text(text + "\n"))
+    write(path, lambda beside: beside.write_text(text + "\n", "utf-8"))
 
 
 def read_json(path: Path, what: str) -> dict[str, Any]:

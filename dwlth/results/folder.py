@@ -196,6 +196,7 @@ class Folder:
             table = read_table(self.table)
         if table is None:
             raise NotYet(f"{self.path}: no finished run yet; `python -m dwlth run PRESET` makes them")
+        table = table.drop_duplicates(KEY, keep="last")  # as where two tables were put together
         current = [id_of(run_of(fields)) == fields["id"] for fields in table.to_dict("records")]
         others = len(table) - sum(current) + len(found) - len(own)
         if others:

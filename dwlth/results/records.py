@@ -141,7 +141,7 @@ def write_table(path: Path, table: pd.DataFrame) -> None:
     sealed = io.StringIO(newline="")
     rows = ([*line, _row_seal(header, line)] for line in lines)
     csv.writer(sealed, lineterminator="\n").writerows([[*header, SEAL], *rows])
-    write(path, lambda beside: beside.write_text(sealed.getvalue(), newline="\n"))
+    write(path, lambda beside: beside.write_text(sealed.getvalue(), "utf-8", newline="\n"))
 
 
 def _row_seal(header: list[str], cells: list[str]) -> str:

@@ -76,7 +76,7 @@ def variance(
         raise NotYet(f"no analysis of variance of kind {kind}: some cells are missing")
     for round_, criterion, cells in _cells(found):
         if len(cells) < 2:
-            raise NotYet("one seed has no spread: `python -m dwlth run PRESET --seeds 10` makes more")
+            raise NotYet(f"one seed has no spread: `python -m dwlth run PRESET --seeds 10 --set methods=imp,{kind}`")
         seen, (low, high) = shares(cells[None])[0], jackknife(cells)
         for i, part in enumerate(PARTS):
             row = {"fraction": found["fraction"].iloc[0], "round": round_, "criterion": criterion, "part": part}

@@ -135,19 +135,20 @@ def _seeds(folder: Folder) -> int:
 
 def _known(folder: Folder, run: Run) -> tuple[str, list[dict], float]:
     """What is known of a run: in words, its history as far as it is on disk, and how much of it is done."""
-    text = "{}: done, SA {:.1%} and RA {:.1%} on the test set"
+    share = lambda value: "not measured" if pd.isna(value) else f"{value:.1%}"
+    text = lambda of: f"{run}: done, SA {share(of['sa'])} and RA {share(of['ra'])} on the test set"
     try:
         if folder.record(run).exists():
             record = read_record(folder.record(run))
             result = record["result"]
             if record["status"] != "ok":
                 return f"{run}: {result['error']}", [], 0.0
-            return text.format(run, result["sa"], result["ra"]), result["history"], 1.0
+            return text(result), result["history"], 1.0
         table = read_table(folder.table) if folder.table.exists() else pd.DataFrame({"id": []})
         for _, row in table[table["id"] == folder.preset.run_id(run)].iterrows():
             if row["status"] == "failed":
                 return f"{run}: failed (from the table)", [], 0.0
-            return text.format(run, row["sa"], row["ra"]) + " (from the table)", [], 1.0
+            return text(row) + " (from the table)", [], 1.0
     except DwlthError as error:
         return f"{error}; Start does the run again", [], 0.0
     history, epochs = _history(folder, run), folder.preset.recipe(run).epochs
