@@ -187,5 +187,5 @@ def test_what_sparsity_buys_is_read_from_the_tickets_on_disk(tmp_path):
     assert early["dead"] == early["saved"] == 0 and 1 < early["smaller"] < 1.3
     assert late["dead"] > 0 and late["saved"] > 0 and late["smaller"] > 10
     assert len(draw_savings(found.reset_index()).axes) == 3
-    with pytest.raises(NotYet, match="no ticket of seed 0 is on disk"):
+    with pytest.raises(NotYet, match=r"no ticket of seed 0 is on disk: `experiment.have\(experiment.runs\("):
         savings(Folder(presets.get("digits"), tmp_path))

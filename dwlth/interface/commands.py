@@ -115,9 +115,13 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _places(args) -> dict[str, str]:
+    """The folders that are not the usual ones, by option."""
+    return {name: place for name in ("results", "data") if (place := getattr(args, name)) != name}
+
+
 def _folder(args) -> Folder:
-    places = {name: place for name in ("results", "data") if (place := getattr(args, name)) != name}
-    by_hand = settings.command("run", args.preset, args.set, **places)
+    by_hand = settings.command("run", args.preset, args.set, **_places(args))
     return Folder(override(presets.get(args.preset), args.set), args.results, args.data, command=by_hand)
 
 
@@ -159,11 +163,10 @@ def run(args) -> int:
         if ends in STOPPED.values():
             return ends
         _draw(folder)
-        elsewhere = args.results if args.results != "results" else None
         changed = [
             setting for setting in args.set if not setting.startswith("methods=")
         ]  # one's own is known here alone
-        verdict = settings.command("verdict", args.preset, changed, results=elsewhere)
+        verdict = settings.command("verdict", args.preset, changed, **_places(args))
         print(report.screen(folder.collect(), folder, verdict))
         if line := machine.activation():
             print(f"First, once in this shell, so that it finds this python: {line}")

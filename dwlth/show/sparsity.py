@@ -42,7 +42,10 @@ def savings(folder: Folder, seed: int = 0, of: tuple[str, int] | None = None) ->
         if not folder.source(Run("pretrain", source, seed)).exists():
             found[source] = []
     if not any(found.values()):
-        raise NotYet(f"no ticket of seed {seed} is on disk: `{folder.by_hand()}` makes them")
+        which = f'stage="imp", seed={seed}'
+        raise NotYet(
+            f"no ticket of seed {seed} is on disk: `experiment.have(experiment.runs({which}), files=True)` makes them"
+        )
     task = data.blank(folder.preset.upstream) or folder.dataset(folder.preset.upstream, 0)
     seen, _ = next(task.test.take([0]).batches(1, augment=next(iter(folder.preset.imp.values())).augment))
     images = torch.rand(8, *seen.shape[1:], generator=torch.Generator().manual_seed(0))
