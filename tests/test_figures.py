@@ -54,7 +54,7 @@ def test_curves_show_the_numbers_of_the_table(runs):
         assert lines[to_rgb(look.colour)].get_ydata() == pytest.approx([81.0 if r <= k else 76.0 for r in ROUNDS])
         assert stars[to_rgb(look.colour)] == [k]
     assert not marked(figure.axes[3], "*") and not marked(figure.axes[3], "x")
-    assert "100 % of its training data" in figure.get_suptitle()
+    assert figure.get_suptitle().endswith("100 % of its training data, 3 seeds")
 
 
 def test_the_intervals_are_those_of_the_test_and_the_band_is_the_margin():
@@ -123,7 +123,13 @@ def test_failed_runs_are_no_numbers_but_count():
 
 
 def test_one_seed_gives_lines_without_intervals():
-    one = figures.curves(table(5, seeds=1), "CIFAR-10", 1.0, MARGINS).axes[0]
+    rows = table(5, seeds=1)
+    none = rows.assign(ra=rows["ra"].where(rows["regime"] == "adversarial", 0.0001 * (rows["round"] == 0)))
+    figure = figures.curves(none, "CIFAR-10", 1.0, MARGINS)
+    one, (low, high) = figure.axes[0], figure.axes[3].get_ylim()
+    assert high - low == pytest.approx(2 * MARGINS["ra"])  # one image more does not fill the panel
+    assert figure.get_suptitle().endswith("one seed: no bounds of the test")
+    assert "one seed: no bounds of the test\n" in figures.differences(rows, "CIFAR-10", 1.0, MARGINS).get_suptitle()
     assert not any(np.isfinite(path.vertices).all(1).any() for band in one.collections for path in band.get_paths())
 
 
@@ -227,7 +233,12 @@ def test_the_gain_of_dense_networks_and_tickets_side_by_side(runs):
 
 
 def test_the_sparsest_double_win_and_the_ticket_that_ended_the_sequence(runs):
-    panel = figures.double_wins(pd.concat([runs, table(0, fraction=0.01)]), "CIFAR-10", MARGINS).axes[0]
+    figure, none = (
+        figures.double_wins(rows, "CIFAR-10", MARGINS) for rows in (pd.concat([runs, table(0, fraction=0.01)]), runs)
+    )
+    panel, at_0 = figure.axes[0], "at 0: no double-win ticket is shown"
+    has = [at_0 in [text.get_text() for text in of.legends[0].get_texts()] for of in (figure, none)]
+    assert has == [True, False]
     stars = [line for line in panel.lines if line.get_marker() == "*" and len(line.get_xdata())]
     assert [list(line.get_ydata()) for line in stars] == [[6], [7], [8]]  # and none on a dense network
     crosses = [line for line in panel.lines if line.get_marker() == "x" and len(line.get_xdata())]
@@ -266,3 +277,9 @@ def test_the_summary_by_hand():
     assert list(found.index) == ["standard", "adversarial"]
     assert found.loc["adversarial"].tolist() == [2, "60.0 ± 10.0", "10.0 ± 0.0"]
     assert found.loc["standard"].tolist() == [1, "25.0", "not measured"]
+
+
+@pytest.mark.parametrize("last, shown", [(8, range(9)), (11, (0, 3, 6, 9, 11)), (19, (0, 3, 6, 9, 12, 15, 19))])
+def test_of_many_rounds_every_third_and_the_last_are_labelled(last, shown):
+    rounds, labels = style.ticks({k: 1 - 0.8**k for k in range(last + 1)})
+    assert rounds == [*shown] and labels[-1] == f"{100 * (1 - 0.8**last):.4g}"

@@ -196,7 +196,6 @@ class Folder:
             table = read_table(self.table)
         if table is None:
             raise NotYet(f"{self.path}: no finished run yet; `python -m dwlth run PRESET` makes them")
-        table = table.drop_duplicates(KEY, keep="last")  # as where two tables were put together
         current = [id_of(run_of(fields)) == fields["id"] for fields in table.to_dict("records")]
         others = len(table) - sum(current) + len(found) - len(own)
         if others:
@@ -205,7 +204,7 @@ class Folder:
                 f"{self.preset.name} now",
                 stacklevel=2,
             )
-        return table[current].reset_index(drop=True)
+        return table[current].drop_duplicates(KEY, keep="last", ignore_index=True)  # two tables may be put together
 
     def owns(self, fields: dict[str, Any], id_: str) -> bool:
         """Whether a run, given by fields of `Run`, has this id in this preset."""
