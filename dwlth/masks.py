@@ -171,8 +171,8 @@ METHODS = {
 
 
 def fingerprint(weights: Mapping[str, Tensor]) -> str:
-    """16 hex digits that name the convolution weights of a network (`prunable(net)`, or a part of a state dict in the
-    same order): a ticket belongs to one set of weights."""
+    """16 hex digits that name weights, in their order: the convolution weights of a network (`prunable(net)`), to which
+    a ticket belongs, or a whole state dict, with which a training begins."""
     digest = hashlib.sha256()
     for name, weight in weights.items():
         digest.update(f"{name}{list(weight.shape)}".encode())

@@ -21,7 +21,7 @@ from dwlth.evaluation import evaluate, precision_of
 from dwlth.fast import team
 from dwlth.fast.stack import join
 from dwlth.files import read_state, write_state
-from dwlth.masks import Mask
+from dwlth.masks import Mask, fingerprint
 from dwlth.models import Classifier
 from dwlth.recipe import Recipe
 from dwlth.runs import stream
@@ -114,7 +114,8 @@ def fit_members(
     Raises:
         OutOfTime: at the deadline, or when `on_epoch` says so.
         DwlthError: where the processes of a team cannot share the parts of a batch, or a stack has any; where a batch
-            leaves so few images that batch norm refuses them; where networks side by side have not as many images.
+            leaves so few images that batch norm refuses them; where networks side by side have not as many images;
+            where the checkpoint is of a training that began with other weights.
     """
     model, mask = models[0], masks[0] if masks else None
     check("recipe: parts", recipe.parts, not stacked or recipe.parts == 1, "1 to networks side by side")
@@ -142,8 +143,9 @@ def fit_members(
     if keep_masked:
         optimizer.register_step_post_hook(lambda *_: keep_masked())
     fits, within = [Fit() for _ in seeds], {}
+    start = fingerprint(model.net.state_dict()) if checkpoint else ""
     if checkpoint and team.current.says(checkpoint.exists()):
-        state = read_checkpoint(checkpoint)
+        state = read_checkpoint(checkpoint, start)
         model.net.load_state_dict(state["net"])
         optimizer.load_state_dict(state["optimizer"])
         fits, within = [Fit(**member) for member in state["fits"]], state.get("within", {})
@@ -158,7 +160,7 @@ def fit_members(
         if checkpoint and (out_of_time or time.monotonic() - saved > CHECKPOINT_SECONDS):
             parts = {"net": model.net.state_dict(), "optimizer": optimizer.state_dict(), "fits": [*map(vars, fits)]}
             parts["within"] = within and within | {"seconds": time.monotonic() - began}
-            write_state(checkpoint, parts)
+            write_state(checkpoint, parts | {"start": start})
             saved = time.monotonic()
         if out_of_time:
             raise OutOfTime
@@ -196,16 +198,23 @@ def fit_members(
     return fits[: len(models)]
 
 
-def read_checkpoint(path: Path) -> dict:
-    """The state of a training under way: `net`, `optimizer`, `fits`, the fields of each member's `Fit`, and
-    `within`, how far the epoch under way is (empty after an epoch; older checkpoints lack it).
+def read_checkpoint(path: Path, start: str = "") -> dict:
+    """The state of a training under way: `net`, `optimizer`, `fits`, the fields of each member's `Fit`, `within`, how
+    far the epoch under way is (empty after an epoch), and `start`, the fingerprint of the weights that the training
+    began with. Older checkpoints lack the last two.
+
+    Args:
+        start: what the fingerprint should be, where it matters.
 
     Raises:
         DwlthError: if the file is no such checkpoint, damaged, or another training's.
     """
     state = read_state(path)
-    if not isinstance(state, dict) or state.keys() - {"within"} != {"net", "optimizer", "fits"}:
+    if not isinstance(state, dict) or state.keys() - {"within", "start"} != {"net", "optimizer", "fits"}:
         raise DwlthError(f"{path}: not the checkpoint of a training of this project")
+    if start and (found := state.get("start", start)) != start:
+        what = f"a training under way that began with the weights {found}, but these are {start}"
+        raise DwlthError(f"{path}: {what}: bring those back, or delete the file, and the training begins anew")
     return state
 
 

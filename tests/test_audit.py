@@ -14,6 +14,7 @@ from dwlth import presets
 from dwlth.attacks import Attack
 from dwlth.errors import DwlthError, NotYet
 from dwlth.files import write_json
+from dwlth.interface import commands
 from dwlth.interface.commands import main
 from dwlth.recipe import Recipe
 from dwlth.results import Folder
@@ -288,3 +289,13 @@ def test_a_foreign_file_of_claims_is_named(claims, tmp_path, capsys):
 def test_a_page_without_an_audit_names_the_command(tmp_path):
     with pytest.raises(NotYet, match="python -m dwlth audit digits"):
         Folder(presets.get("digits"), tmp_path).audit()
+
+
+def test_an_audit_is_made_here_where_its_runs_are_a_schedulers(monkeypatch):
+    devices = {}
+    monkeypatch.setattr(commands, "_do", lambda args, folder, *_, **__: devices.update(runs=folder.device) or 0)
+    monkeypatch.setattr(running_audit, "audit_transfers", lambda folder, *_: devices.update(audit=folder.device) or [])
+    monkeypatch.setattr(commands.report, "report_audit", str)
+    monkeypatch.setattr(commands.machine.torch.cuda, "is_available", lambda: False)
+    assert main(["audit", "digits", "--scheduler", "tcp://node1:8786", "--device", "cuda"]) == 0
+    assert devices == {"runs": "cuda", "audit": "cpu"}

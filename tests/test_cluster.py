@@ -186,6 +186,10 @@ def test_bad_clusters_are_named(small, own, tmp_path):
     try:
         with pytest.raises(DwlthError, match=f"--scheduler {nobody}: no scheduler answers"):
             run_all(folder, runs, scheduler=nobody)
+        began = time.monotonic()
+        with pytest.raises(DwlthError, match="--scheduler nope: no scheduler answers there .missing port number"):
+            run_all(folder, runs, scheduler="nope")
+        assert time.monotonic() - began < 10
         with pytest.raises(DwlthError, match=f"--scheduler {own.address}: it has no worker"):
             run_all(folder, runs, scheduler=own.address)
     finally:

@@ -10,9 +10,11 @@ import sys
 import time
 from concurrent.futures import BrokenExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+import torchvision
 
 from dwlth import files, presets, tickets
 from dwlth.interface.commands import main
@@ -340,16 +342,17 @@ def test_a_ticket_of_other_weights_is_refused(copy, tiny, capsys, undrawn):
     assert json.loads(results.record(run).read_text())["status"] == "refused"
 
 
-def test_images_that_are_not_there_are_said(tmp_path, capsys, tiny_args):
-    """Those of a folder before anything is done; the published ones, whose number is known, when they are read."""
+def test_images_that_are_not_there_are_said_before_anything_is_done(tmp_path, capsys, tiny_args, monkeypatch):
+    monkeypatch.setattr(torchvision.datasets.CIFAR10, "url", "file:///nowhere/cifar.tar.gz")
     args = ["run", "digits", *tiny_args, "--results", str(tmp_path), "--data", str(tmp_path), *ONE]
     assert main([*args, "--set", "downstream=folder:pets"]) == 2
     assert f"error: {tmp_path / 'pets'}: no such folder: put the images there" in capsys.readouterr().err
+    assert main([*args, "--set", "upstream=imagenet"]) == 2
+    assert f"error: {tmp_path / 'imagenet'}: no such folder: put the images there" in capsys.readouterr().err
+    assert main([*args, "--set", "downstream=cifar10"]) == 2
+    said = capsys.readouterr().err
+    assert re.search("error: cifar10: .*data_batch_1 is not there.*: put cifar-10-batches-py/ of file:", said)
     assert not list(tmp_path.rglob("runs/*"))
-    assert main([*args, "--set", "upstream=imagenet"]) == 1
-    said = capsys.readouterr()
-    assert f"failed: pretrain adversarial seed 0: {tmp_path / 'imagenet'}: no such folder: put the im" in said.err
-    assert said.err.count("failed: ") == 1 and "1 runs failed, 15 runs blocked" in said.out
 
 
 @pytest.mark.parametrize(
@@ -468,6 +471,9 @@ def test_inspect_describes_folders_presets_and_the_papers_numbers(copy, capsys, 
     ):
         assert main(["inspect", str(path)]) == 0
         assert re.search(words, capsys.readouterr().out), path
+    (tmp_path / "paper.csv").write_text(Path("results/paper.csv").read_text() + "standard,CIFAR-10,9,0.9,page 8,1\n")
+    assert main(["inspect", str(tmp_path / "paper.csv")]) == 2
+    assert "paper.csv: not tickets of the paper: " in capsys.readouterr().err
     (results.path / "preset.json").write_text('{"name": "x"}')
     assert main(["inspect", str(results.path / "preset.json")]) == 2
     assert main(["inspect", str(tmp_path / "images" / "train")]) == 2

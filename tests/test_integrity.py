@@ -202,6 +202,8 @@ def test_verify_changes_nothing_and_says_what_is_wrong(copy, capsys):
     run = copy.preset.grid()[-1]
     copy.record(run).unlink()
     lines = copy.table.read_text().splitlines(keepends=True)
+    copy.table.write_text("".join([*lines, lines[-1]]))
+    assert "table.csv: 1 rows are of a run that an earlier row is of" in verify(copy)[0]
     copy.table.write_text("".join(line for line in lines if copy.preset.run_id(run) not in line))
     copy.network(run).write_bytes(b"")
     copy.source(run).unlink()

@@ -96,8 +96,7 @@ def test_resumes_bit_for_bit(model, task, recipe, tmp_path, monkeypatch):
     with pytest.raises(OutOfTime):
         fit(model, recipe, task.train, task.val, seed=0, checkpoint=checkpoint, deadline=time.time())
     assert checkpoint.exists()
-    for tensor in model.parameters():  # nothing of the interrupted training survives but the file
-        tensor.data.normal_()
+    model.load_state_dict(start)  # nothing of the interrupted training survives but the file
     resumed = fit(model, recipe, task.train, task.val, seed=0, checkpoint=checkpoint)
     assert same(end, state(model))
     assert science(resumed.history) == science(straight.history)
@@ -220,8 +219,28 @@ def test_refuses_a_bad_checkpoint(model, task, tmp_path, content):
         fit(model, STANDARD, task.train, task.val, seed=0, checkpoint=path)
 
 
+def test_a_training_of_other_weights_is_not_gone_on_with(model, task, tmp_path, monkeypatch):
+    path, start = tmp_path / "run.pt", state(model)
+    mask = masks.prune(masks.dense(model.net), masks.magnitude(model.net), 0.2)
+    monkeypatch.setattr(training.STOP, "is_set", lambda: True)
+    with pytest.raises(training.OutOfTime):
+        fit(model, STANDARD, task.train, task.val, seed=0, checkpoint=path)
+    monkeypatch.undo()
+    model.load_state_dict(start)
+    next(model.net.parameters()).data[0] += 1e-6
+    for other in (None, mask):
+        with pytest.raises(DwlthError, match="run.pt: a training under way that began with the weights [0-9a-f]{16}, "):
+            fit(model, STANDARD, task.train, task.val, seed=0, checkpoint=path, mask=other)
+        model.load_state_dict(start)
+    found = training.read_checkpoint(path)
+    del found["start"]  # as earlier versions wrote it
+    write_state(path, found)
+    fit(model, STANDARD, task.train, task.val, seed=0, checkpoint=path)
+
+
 def test_an_epoch_begun_on_another_device_is_refused(model, task, tmp_path, monkeypatch):
-    path, other = tmp_path / "run.pt", torch.zeros(16, dtype=torch.uint8)  # as long as the state of a GPU's generator
+    path, start = tmp_path / "run.pt", state(model)
+    other = torch.zeros(16, dtype=torch.uint8)  # as long as the state of a GPU's generator
     other = other if task.train.labels.device.type == "cpu" else torch.zeros(5056, dtype=torch.uint8)
     monkeypatch.setattr(training.STOP, "is_set", lambda: True)
     with pytest.raises(training.OutOfTime):
@@ -229,6 +248,7 @@ def test_an_epoch_begun_on_another_device_is_refused(model, task, tmp_path, monk
     found = training.read_checkpoint(path)
     found["within"]["draws"] = [other]
     write_state(path, found)
+    model.load_state_dict(start)
     with pytest.raises(DwlthError, match="run.pt: holds an epoch begun on another kind of device than this one, "):
         fit(model, STANDARD, task.train, task.val, seed=0, checkpoint=path)
 

@@ -483,7 +483,12 @@ def test_a_training_that_would_take_long_is_begun_by_a_second_start(folder):
     find(box, "start").click()
     wait(box)
     assert "That is more than 1e-06 minutes: Start once more begins them" in text(box)
-    assert f"python -m dwlth run {folder.preset.name}" in text(box) and not list(folder.path.rglob("*.json"))
+    assert f"`python -m dwlth run {folder.preset.name}` in" in text(box) and not list(folder.path.rglob("*.json"))
+    find(box, "seed").value = 5
+    find(box, "start").click()
+    wait(box)
+    assert f"`python -m dwlth run {folder.preset.name} --seeds 6` in" in text(box)
+    find(box, "seed").value = 0
     find(box, "start").click()
     wait(box)
     assert "done, SA" in text(box)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dwlth.data.images import decode, tree
-from dwlth.data.official import official
+from dwlth.data.official import absent, official
 from dwlth.data.splits import Dataset, Split, Streamed, balanced_subset
 from dwlth.errors import DwlthError, check
 
@@ -89,6 +89,22 @@ def load(name: str, root: str | Path = "data", order: str = "given", seed: int |
     if name.startswith("folder:"):
         return _folder(name, Path(root, name.removeprefix("folder:")))
     return _checked(DATASETS[name].load(Path(root), order, seed))
+
+
+def fetch(name: str, root: str | Path) -> None:
+    """Have a dataset on disk: CIFAR and SVHN are downloaded by torchvision. What is there is not looked at.
+
+    Raises:
+        DwlthError: for an unknown name, and for a dataset that is absent and cannot be had.
+    """
+    check_name(name)
+    if name in ("cifar10", "cifar100", "svhn"):
+        if not Path(root, name, "train").is_dir() and absent(name, Path(root)):
+            official(name, Path(root))
+        return
+    on_disk = DATASETS[name].on_disk if name in DATASETS else name.removeprefix("folder:")
+    if on_disk and not Path(root, on_disk).exists():
+        load(name, root)  # says what should be there
 
 
 def _checked(data: Dataset) -> Dataset:

@@ -26,12 +26,12 @@ def official(name: str, root: Path) -> tuple[Split, Split]:
     """
     from torchvision import datasets
 
-    kind, absent = getattr(datasets, name.upper()), _absent(name, root)
+    kind, missing = getattr(datasets, name.upper()), absent(name, root)
     svhn = name == "svhn"
 
     def split(part: str) -> Split:
         part_of = {"split": part} if svhn else {"train": part == "train"}
-        got = kind(root, download=bool(absent), **part_of)  # compares the files with their hashes
+        got = kind(root, download=bool(missing), **part_of)  # compares the files with their hashes
         images, labels = (got.data, got.labels) if svhn else (got.data.transpose(0, 3, 1, 2), got.targets)
         return Split(torch.from_numpy(np.ascontiguousarray(images)), torch.as_tensor(labels))
 
@@ -45,23 +45,13 @@ def official(name: str, root: Path) -> tuple[Split, Split]:
                     f"{path}: damaged: its MD5 is {found}, where {md5} should be: remove it, and it is downloaded again"
                 ) from None
         why = str(error).partition("\n")[0] or type(error).__name__
-        if not absent:
+        if not missing:
             raise DwlthError(f"{name}: cannot be read from {root}: {why}") from None
         what = "train_32x32.mat and test_32x32.mat" if svhn else f"{kind.base_folder}/"
         url = os.path.dirname(kind.split_list["train"][0]) if svhn else kind.url
         raise DwlthError(
-            f"{name}: {absent[0]} is not there, and cannot be downloaded ({why}): put {what} of {url} into {root}"
+            f"{name}: {missing[0]} is not there, and cannot be downloaded ({why}): put {what} of {url} into {root}"
         ) from None
-
-
-def fetch(name: str, root: str | Path) -> None:
-    """Have torchvision download CIFAR or SVHN if it is not on disk; a failure is left for `load` to report. What is
-    there is not looked at. Other datasets are left alone."""
-    if name not in ("cifar10", "cifar100", "svhn") or (Path(root) / name / "train").is_dir():
-        return
-    if _absent(name, Path(root)):
-        with contextlib.suppress(DwlthError):
-            official(name, Path(root))
 
 
 @contextlib.contextmanager
@@ -87,5 +77,6 @@ def _files(name: str, root: Path) -> dict[Path, str]:
     return {root / kind.base_folder / file: md5 for file, md5 in files}
 
 
-def _absent(name: str, root: Path) -> list[Path]:
+def absent(name: str, root: Path) -> list[Path]:
+    """Those of torchvision's files of `cifar10`, `cifar100` or `svhn` that are not there."""
     return [path for path in _files(name, root) if not path.exists()]

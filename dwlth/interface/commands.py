@@ -190,6 +190,7 @@ def check_robustness(args) -> int:
     from dwlth.running.audit import audit_transfers  # late: torchvision's transforms take a while
 
     deadline, (folder, _) = time.time() + 60 * args.minutes, _select(args)
+    here, workers = machine.this_machine(None if args.scheduler else args.device, args.workers)  # which audits
     folder = replace(folder, preset=replace(folder.preset, keep_networks=True))
     found = verdict.verdict(folder.collect(), folder.preset.margins)
     runs = [replace(run, stage="transfer") for run in grid.for_autoattack(folder.preset, found)]
@@ -198,7 +199,7 @@ def check_robustness(args) -> int:
         return ends
     try:
         with machine.stopping() as signals:
-            found = audit_transfers(folder, runs, args.source or (), args.workers or 1, deadline)
+            found = audit_transfers(replace(folder, device=here), runs, args.source or (), workers, deadline)
     except OutOfTime:
         return STOPPED.get(signals[0], 3) if signals else 3
     print(report.report_audit(found))

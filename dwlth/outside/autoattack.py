@@ -19,6 +19,7 @@ from dwlth.errors import DwlthError
 from dwlth.evaluation import evaluate, precision_of
 from dwlth.fast import team
 from dwlth.files import write_state
+from dwlth.masks import fingerprint
 from dwlth.results import Folder
 from dwlth.runs import Run, stream
 from dwlth.training import STOP, OutOfTime, read_checkpoint
@@ -122,7 +123,8 @@ def under_autoattack(
     test = folder.sample(run)
     recipe, seed, attack = preset.recipe(run), stream(run.seed, "autoattack"), preset.evaluation
     found = checkpoint and team.current.says(checkpoint.exists())
-    history = read_checkpoint(checkpoint)["fits"][0]["history"] if found else []
+    start = fingerprint(model.net.state_dict())
+    history = read_checkpoint(checkpoint, start)["fits"][0]["history"] if found else []
     done = sum(row["images"] for row in history)
     left = test.take(list(range(done, len(test))))
     bar = tqdm(desc="AutoAttack, images", total=len(test), initial=done, leave=False, disable=not progress)
@@ -133,7 +135,8 @@ def under_autoattack(
         right = team.current.same(partial(_withstand, model, x, y, attack, seed % 2**31))
         history.append({"images": len(y), "right": right, "seconds": time.monotonic() - began})
         if checkpoint:
-            write_state(checkpoint, {"net": {}, "optimizer": {}, "fits": [{"history": history}]})
+            state = {"net": {}, "optimizer": {}, "fits": [{"history": history}], "start": start}
+            write_state(checkpoint, state)
         bar.update(len(y))
     sa, ra_pgd = evaluate(model, test, attack, seed, **recipe.measuring)
     counts = {"sparsity": mask.sparsity, "n_train": 0, "history": []}

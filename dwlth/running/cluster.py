@@ -36,10 +36,13 @@ def connect(scheduler: str, folder: Folder) -> Iterator[tuple[Executor, Callable
     """
     try:
         from distributed import Client, KilledWorker
+        from distributed.comm import get_address_host_port
     except ImportError:
         raise DwlthError('--scheduler needs the package distributed: pip install -e ".[cluster]"') from None
     where = {"scheduler_file": scheduler} if Path(scheduler).is_file() else {"address": scheduler}
     try:
+        if "address" in where:
+            get_address_host_port(scheduler)  # else a client that cannot begin takes a minute to end
         client = Client(**where, timeout=PATIENCE, set_as_default=False)
     except (OSError, ValueError, AssertionError) as error:
         raise DwlthError(f"--scheduler {scheduler}: no scheduler answers there ({error})") from None

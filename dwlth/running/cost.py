@@ -115,8 +115,6 @@ def estimate(
 def passes(folder: Folder, run: Run) -> int:
     """How often a run takes an image through its network, forward and back: in proportion to its time, but for what is
     small. Without a clock, so it is at once there, to share out a progress bar."""
-    if run.stage == "autoattack":
-        return AUTOATTACK * folder.preset.autoattack_images
     kinds = _needs(folder, run, lambda name: data.blank(name) or folder.dataset(name, 0), {}, 1)
     return round(sum(times * kind.passes for kind, times in kinds.items())) or 1
 
@@ -133,6 +131,11 @@ def _needs(folder: Folder, run: Run, task: Callable[[str], data.Dataset], like: 
         return needs
     name = run.downstream or preset.upstream
     images = task(name)
+    if run.stage == "autoattack":
+        few = min(preset.autoattack_images, len(images.test))
+        kind = Kind(name, preset.evaluation, Augment(), "float32", min(256, few), 0)
+        needs[kind] += AUTOATTACK * few / kind.passes
+        return needs
     name = like.setdefault(images.train.images.shape[1:] if isinstance(images.train, data.Split) else name, name)
 
     def test(split: data.Split, attack: Attack, times: float) -> None:

@@ -23,7 +23,7 @@ from dwlth.evaluation import available_precision
 from dwlth.fast import team
 from dwlth.outside.autoattack import under_autoattack
 from dwlth.presets import Preset
-from dwlth.recipe import Given
+from dwlth.recipe import Given, Recipe
 from dwlth.results import Folder
 from dwlth.running import cluster, distributed
 from dwlth.running import progress as bars
@@ -160,8 +160,13 @@ def run_all(
         _check_writable(folder.path)
     folder.write_preset()
     files.sweep(folder.path)
+    trained = {run for run in runs if isinstance(folder.preset.recipe(run), Recipe)}  # others are only measured
     for name in {run.downstream or folder.preset.upstream for run in runs}:
-        fetch(name, folder.data)  # before several processes do it at once
+        try:
+            fetch(name, folder.data)  # before several processes do it at once
+        except DwlthError:
+            if name in {run.downstream or folder.preset.upstream for run in trained}:
+                raise
     shown = workers == 1 and not scheduler and not bars.in_log()
     work = partial(execute, folder, deadline, command, shown, on_epoch=on_epoch)
     each = threads(folder.preset.network, workers)

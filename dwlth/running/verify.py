@@ -101,6 +101,8 @@ def verify(folder: Folder, files: bool = False) -> tuple[str, bool]:
                 done |= {fields["id"]} if own else set()
             if others := rows["of other settings"]:
                 faults.append(f"{folder.table}: {others} rows are of other settings")
+            if twice := int(table["id"].duplicated().sum()):
+                faults.append(f"{folder.table}: {twice} rows are of a run that an earlier row is of")
         except DwlthError as error:
             rows["damaged"] += 1
             faults.append(str(error))

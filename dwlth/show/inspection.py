@@ -73,7 +73,7 @@ def describe(file: str | Path, unsafe: bool = False) -> str:
         said = f"SA {_percent(result['sa'])}, RA {_percent(result['ra'])}" if measured else result["error"]
         return f"{path}: record of run {record['id']}, {run}: {record['status']}, {said}."
     if path.suffix == ".csv" and path.read_bytes().startswith(b"source,downstream,round,sparsity,provenance\n"):
-        paper = pd.read_csv(path)
+        paper = read_rows(path, "tickets of the paper", ["source", "downstream", "sparsity"], "restore the file")
         tickets = "; ".join(f"{row.source} on {row.downstream} {_percent(row.sparsity)}" for row in paper.itertuples())
         return f"{path}: {len(paper)} sparsest double-win tickets that the paper names: {tickets}."
     if path.suffix == ".csv":

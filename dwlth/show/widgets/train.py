@@ -91,8 +91,10 @@ def training_panel(
     def work(run: Run) -> None:
         try:
             wider = replace(preset, seeds=max(preset.seeds, run.seed + 1), seeds_at={})
+            more = run.seed >= preset.seeds_at.get(run.fraction, preset.seeds)
+            by_hand = folder.by_hand() + (f" --seeds {run.seed + 1}" if more else "")
             limit = float("inf") if run in warned else minutes
-            rows = _train(replace(folder, preset=wider), run, device, limit, stopping, tell)
+            rows = _train(replace(folder, preset=wider, command=by_hand), run, device, limit, stopping, tell)
             look()
             for hear in list(HEAR):
                 hear(folder.path, rows)
