@@ -35,8 +35,6 @@ class Entry:
     """The names of its classes in the order of the labels, or their number."""
     side: int = 32
     """Pixels a side, as they are stored or streamed."""
-    mean_std: tuple[tuple[float, ...], tuple[float, ...]] = ()
-    """Of the pixels of a published dataset in [0, 1], per channel."""
     on_disk: str = ""
     """What lies in the folder of the datasets once it is there; empty: it comes with a package."""
 
@@ -50,7 +48,7 @@ def blank(name: str) -> Dataset | None:
     images = torch.zeros(1, 3, entry.side, entry.side, dtype=torch.uint8)
     label = torch.zeros(1, dtype=torch.long)
     splits = [Split(images.expand(size, -1, -1, -1), label.expand(size)) for size in entry.sizes]
-    return Dataset(name, *splits, _number(entry.classes), *entry.mean_std)
+    return Dataset(name, *splits, _number(entry.classes), *MEAN_STD[name])
 
 
 def _number(classes: tuple[str, ...] | int) -> int:
@@ -266,43 +264,19 @@ def _mean_std(pixels: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     return tuple(mean.tolist()), tuple(std.tolist())
 
 
+def _imagenet(root: Path, order: str, seed: int | None) -> Dataset:
+    return _folder("imagenet", root / "imagenet")
+
+
 _CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 DATASETS = {
     "digits0-4": Entry(partial(_digits, 0, 4), classes=tuple("01234")),
     "digits5-9": Entry(partial(_digits, 5, 9), classes=tuple("56789")),
     # the first so many official training images train, and the 5,000 that follow, the last, validate (paper)
-    "cifar10": Entry(
-        partial(_published, "cifar10"),
-        (45_000, 5_000, 10_000),
-        _CIFAR10,
-        32,
-        MEAN_STD["cifar10"],
-        "cifar-10-batches-py",
-    ),
-    "cifar100": Entry(
-        partial(_published, "cifar100"),
-        (45_000, 5_000, 10_000),
-        100,
-        32,
-        MEAN_STD["cifar100"],
-        "cifar-100-python",
-    ),
-    "svhn": Entry(
-        partial(_published, "svhn"),
-        (68_257, 5_000, 26_032),
-        tuple("0123456789"),
-        32,
-        MEAN_STD["svhn"],
-        "train_32x32.mat",
-    ),
-    "imagenet": Entry(
-        lambda root, order, seed: _folder("imagenet", root / "imagenet"),
-        (1_281_167, 50_000, 50_000),
-        1000,
-        256,
-        MEAN_STD["imagenet"],
-        "imagenet",
-    ),
+    "cifar10": Entry(partial(_published, "cifar10"), (45_000, 5_000, 10_000), _CIFAR10, on_disk="cifar-10-batches-py"),
+    "cifar100": Entry(partial(_published, "cifar100"), (45_000, 5_000, 10_000), 100, on_disk="cifar-100-python"),
+    "svhn": Entry(partial(_published, "svhn"), (68_257, 5_000, 26_032), tuple("0123456789"), on_disk="train_32x32.mat"),
+    "imagenet": Entry(_imagenet, (1_281_167, 50_000, 50_000), 1000, 256, "imagenet"),
 }
 """The datasets with a name; any other is `folder:PATH`. A new one is one more entry."""

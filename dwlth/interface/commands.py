@@ -175,8 +175,6 @@ def run(args) -> int:
 
 def under_autoattack(args) -> int:
     folder, _ = _select(args)
-    # networks that are missing are trained once more
-    folder = replace(folder, preset=replace(folder.preset, keep_networks=True))
     found = verdict.verdict(folder.collect(), folder.preset.margins)
     runs = [run for run in grid.for_autoattack(folder.preset, found) if not args.source or run.source in args.source]
     ends = _do(args, folder, runs)
@@ -191,7 +189,6 @@ def check_robustness(args) -> int:
 
     deadline, (folder, _) = time.time() + 60 * args.minutes, _select(args)
     here, workers = machine.this_machine(None if args.scheduler else args.device, args.workers)  # which audits
-    folder = replace(folder, preset=replace(folder.preset, keep_networks=True))
     found = verdict.verdict(folder.collect(), folder.preset.margins)
     runs = [replace(run, stage="transfer") for run in grid.for_autoattack(folder.preset, found)]
     # also the networks of other sources: their images are tried
@@ -208,7 +205,6 @@ def check_robustness(args) -> int:
 
 def connect(args) -> int:
     folder, runs = _select(args)
-    folder = replace(folder, preset=replace(folder.preset, keep_networks=True))
     ends = _do(args, folder, grid.for_connect(runs))
     with contextlib.suppress(NotYet):
         rows = (folder.collect()["stage"] == "connect").sum()
@@ -220,6 +216,8 @@ def _do(args, folder: Folder, runs: list[Run], files: bool = False) -> int:
     """Do what is left of `runs`, say how they ended, and return the exit code."""
     if not args.minutes > 0:
         raise DwlthError(f"--minutes {args.minutes:g}: give a number above 0")
+    if args.name != "run":  # the others read networks of transfers: those that are missing are trained once more
+        folder = replace(folder, preset=replace(folder.preset, keep_networks=True))
     deadline = time.time() + 60 * args.minutes
     todo = grid.left(folder, runs, files)
     with machine.stopping() as signals:

@@ -12,7 +12,7 @@ from dwlth.controls import other
 from dwlth.errors import NotYet
 from dwlth.presets import in_order, in_words
 from dwlth.results import percents, sparsity_by_round
-from dwlth.verdict import CRITERIA, bounds
+from dwlth.verdict import CRITERIA, bounds, over
 
 PARTS = ("weights", "mask", "match", "seeds", "rest")
 """What the spread of a crossing is due to; see `variance`."""
@@ -131,18 +131,12 @@ def against_imp(table: pd.DataFrame, downstream: str, fraction: float | None = N
     runs = table[(table["stage"] == "transfer") & (table["downstream"] == downstream) & (table["round"] > 0)]
     runs = percents(runs[~runs["method"].str.contains("@")])
     runs = _at(runs, list(runs["method"] != "imp"), fraction)
-    index = ["fraction", "source", "round", "seed"]
-    parts = []
-    for criterion, (regime, metric) in CRITERIA.items():
-        wide = runs[runs["regime"] == regime].pivot_table(metric, index, "method")
-        if "imp" in wide and wide.shape[1] > 1:
-            over = wide.sub(wide.pop("imp"), axis=0).stack().dropna().rename_axis([*index, "method"])
-            parts.append(over.rename("points").reset_index().assign(criterion=criterion))
-    if not parts or pd.concat(parts).empty:
+    found = over(runs, "method", "imp", ["fraction", "source", "round", "seed"])
+    if found.empty:
         raise NotYet(
             "no pruning but IMP in the table: `python -m dwlth run PRESET` with `--set methods=shuffled` makes it"
         )
-    return pd.concat(parts, ignore_index=True)
+    return found
 
 
 def words(table: pd.DataFrame, downstream: str, fraction: float | None = None) -> str:

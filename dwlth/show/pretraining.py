@@ -11,7 +11,7 @@ from dwlth.errors import NotYet
 from dwlth.results import percents, sparsity_by_round
 from dwlth.show import style
 from dwlth.show.style import WIDTH, Picture, interval, legend, percent, sparsity_axis, styled
-from dwlth.verdict import CRITERIA, transfers
+from dwlth.verdict import CRITERIA, over, transfers
 
 
 @styled()
@@ -72,20 +72,14 @@ def gain(table: pd.DataFrame, downstream: str, *rounds: int) -> Figure:
     """
     runs, keys = percents(transfers(table, downstream)), ["round", "fraction", "seed"]
     runs = runs[runs["round"].isin(rounds or (0,))]
-    gains = {}
-    for criterion, (regime, metric) in CRITERIA.items():
-        wide = runs[runs["regime"] == regime].pivot_table(metric, keys, "source")
-        if "standard" in wide:
-            over = wide.sub(wide.pop("standard"), axis=0).stack().rename_axis([*keys, "source"])
-            gains[criterion] = over.rename("points").reset_index()
-    if not gains or all(rows.empty for rows in gains.values()):
+    every = over(runs, "source", "standard", keys)
+    if every.empty:
         raise NotYet(f"no gain over standard pre-training on {downstream} to show: it takes two sources")
-    every = pd.concat(gains.values())
     looks, sparsity = style.of_sources(every["source"]), sparsity_by_round(runs)
     shown, fractions = sorted(every["round"].unique()), sorted(every["fraction"].unique(), reverse=True)
     figure = Picture(figsize=(WIDTH, 0.6 + 2.7 * len(shown)), layout="constrained")
     grid = figure.subplots(len(shown), len(CRITERIA), sharex=True, sharey=True, squeeze=False)
-    for panel, criterion in zip(grid[0], gains):
+    for panel, criterion in zip(grid[0], every["criterion"].unique()):
         panel.set_title(criterion)
     palette = {name: look.colour for name, look in looks.items()}
     markers = [look.marker for look in looks.values()]
@@ -93,7 +87,7 @@ def gain(table: pd.DataFrame, downstream: str, *rounds: int) -> Figure:
     bars = {"errorbar": interval, "capsize": 0.08, "err_kws": {"linewidth": 1.2}}
     by = {"order": list(map(percent, fractions)), "hue_order": list(looks), "palette": palette}
     for line, round_ in zip(grid, shown):
-        for panel, rows in zip(line, gains.values()):
+        for panel, (_, rows) in zip(line, every.groupby("criterion", sort=False)):
             data = rows[rows["round"] == round_].assign(fraction=rows["fraction"].map(percent))
             sns.pointplot(data, x="fraction", y="points", hue="source", ax=panel, **by, **points, **bars)
             panel.axhline(0, color="0.3", linestyle="--", linewidth=0.8)
