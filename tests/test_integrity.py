@@ -10,6 +10,7 @@ import random
 import shutil
 import struct
 import subprocess
+import sys
 import threading
 import time
 import warnings
@@ -480,6 +481,26 @@ def test_numbers_and_names_that_look_like_numbers_survive(copy):
         table = read_table(copy.table)
     assert table["fraction"].tolist() == fractions
     assert table["commit"].tolist() == commits == table["id"].tolist()[::-1]
+
+
+def test_files_are_utf8_in_every_locale(tmp_path):
+    script = """
+import sys
+from pathlib import Path
+import pandas as pd
+from dwlth import files
+from dwlth.results.records import read_rows, write_table
+assert open(sys.argv[1] + "/a", "w").encoding.lower().replace("-", "") != "utf8"
+table, path = pd.DataFrame({"downstream": ["folder:\\u00dcbung"]}), Path(sys.argv[1], "table.csv")
+write_table(path, table)
+assert read_rows(path, "a table", ["downstream"], "").equals(table)
+files.write_json(path, {"downstream": "folder:\\u00dcbung"})
+assert files.read_json(path, "record")["downstream"] == "folder:\\u00dcbung"
+"""
+    locale = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    words = [sys.executable, "-c", script, str(tmp_path)]
+    ended = subprocess.run(words, env=os.environ | locale, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
 
 
 def test_a_table_without_rows_and_a_record_of_no_known_end_are_named(copy, capsys):
