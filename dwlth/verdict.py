@@ -123,9 +123,9 @@ def verdict(
         table, margins, rule, tolerance, all_four, method, level: as of `tests`.
 
     Returns:
-        A row each: `pairs` (seeds, of the least sparse ticket of the sequence); `round` and `sparsity` (a fraction) of
-        the sparsest double-win ticket, 0 if there is none; `next_round`, `next_sparsity`, `next_answer` (`not` or
-        `undecided`) and `why` of the ticket that ended the sequence, NA and empty if none did.
+        A row each: `round` and `sparsity` (a fraction) of the sparsest double-win ticket, 0 if there is none;
+        `next_round`, `next_sparsity`, `next_answer` (`not` or `undecided`) and `why` of the ticket that ended the
+        sequence, NA and empty if none did; `pairs` (seeds) of the former, or of the latter if there is none.
 
     Raises:
         DwlthError: for margins, a rule or a tolerance that are none.
@@ -140,9 +140,9 @@ def verdict(
     rows = []
     for key, group in found[found["in_sequence"]].groupby(["downstream", "fraction", "source"], sort=False):
         wins, ended = (group[(group["answer"] == "double-win") == won] for won in (True, False))
-        last = wins.iloc[-1] if len(wins) else {"round": 0, "sparsity": 0.0}
+        last = wins.iloc[-1] if len(wins) else {"round": 0, "sparsity": 0.0, "pairs": group["pairs"].iloc[0]}
         end = ended.iloc[0] if len(ended) else {"round": pd.NA, "sparsity": np.nan, "answer": "", "why": ""}
-        row = dict(zip(("downstream", "fraction", "source"), key)) | {"pairs": group["pairs"].iloc[0]}
+        row = dict(zip(("downstream", "fraction", "source"), key)) | {"pairs": last["pairs"]}
         row |= {"round": int(last["round"]), "sparsity": last["sparsity"]}
         row |= {f"next_{name}": end[name] for name in ("round", "sparsity", "answer")} | {"why": end["why"]}
         rows.append(row)
@@ -150,9 +150,11 @@ def verdict(
 
 
 def with_most_data(found: pd.DataFrame) -> pd.DataFrame:
-    """The rows of a verdict with the largest fraction of the data that has several seeds, or else any."""
-    several = found[found["pairs"] > 1]
-    return found[found["fraction"] == (several if len(several) else found)["fraction"].max()]
+    """The rows of a verdict with one fraction of the data: that in which the most sources have several seeds, of equals
+    the largest."""
+    sources = found[found["pairs"] > 1].groupby("fraction")["source"].nunique()
+    sources = sources.reindex(found["fraction"].unique(), fill_value=0)
+    return found[found["fraction"] == sources[sources == sources.max()].index.max()]
 
 
 def transfers(table: pd.DataFrame, downstream: str, fraction: float | None = None) -> pd.DataFrame:
@@ -186,8 +188,8 @@ def judge(
     if round_ == 0:
         return "This is the dense network, which tickets are compared with."
     here = (table["downstream"] == downstream) & (table["fraction"] == fraction) | (table["stage"] == "imp")
-    found = tests(table[here & (table["source"] == source)], margins)
-    found = found[found["round"] == round_]
+    found = tests(table[here], margins)  # of all sources: one may lack all runs of a round whose tickets failed
+    found = found[(found["source"] == source) & (found["round"] == round_)]
     if found.empty:
         return "Not judged: this needs the ticket and the dense network, transferred under both regimes."
     ticket = found.iloc[0]

@@ -17,6 +17,7 @@ from dwlth.show.sparsity import savings
 from dwlth.verdict import CRITERIA, verdict
 
 MARGINS = {"sa": 1.0, "ra": 2.0}
+SPREADS = {"standard": 4.0, "adversarial": 0.2}
 EXIST, SPARSER, HIGHER, SCARCE, LESS, SPARSITY = range(6)
 
 
@@ -141,7 +142,7 @@ def test_numbers_of_failed_runs_are_called_failed():
     told = scoreboard(runs, MARGINS)["effect"].tolist(), report.report(runs, presets.get("digits"))
     assert "nan" not in str(told) and "SA standard failed" in told[0][EXIST]
     sources = pd.DataFrame({"stage": "pretrain", "source": ["standard", "adversarial"], "sa": [np.nan, 0.9], "ra": 0.5})
-    assert "nan" not in str(sentences.of_sources(sources))
+    assert "nan" not in str(sentences.of_sources(sources.assign(seed=0)))
 
 
 def test_a_round_that_one_seed_has_is_left_out():
@@ -154,6 +155,79 @@ def test_a_first_ticket_that_one_seed_has_contradicts_nothing():
     stray = noisy[(noisy["round"] == 2) & (noisy["seed"] == 0)].assign(round=1, sparsity=0.2)
     boards = [scoreboard(runs, MARGINS).iloc[EXIST] for runs in (noisy, pd.concat([noisy, stray]))]
     assert boards[0]["answer"] == "undecided" and boards[1].equals(boards[0])
+
+
+def test_a_wide_spread_alone_does_not_make_a_source_less_sparse():
+    """All tickets equal the dense network, but those of the standard source have a wide spread, so none is shown."""
+    wide, sharp = (planted(lambda *_: 0.0, {name: 10}, seeds=10, noise=n) for name, n in SPREADS.items())
+    board = scoreboard(pd.concat([wide, sharp]), MARGINS)
+    assert board["answer"][SPARSER] == "undecided" and "+89.3 points of sparsity (" in board["effect"][SPARSER]
+    assert "no standard ticket on digits5-9 as sparse or less is shown to be none" in board["effect"][SPARSER]
+    lost = wide.assign(sa=wide["sa"] - 0.2 * (wide["round"] == 10))  # the sparsest is none: that is shown
+    assert answers(pd.concat([lost, sharp]))[SPARSER] == "supported"
+    other = {"standard": "adversarial", "adversarial": "standard"}
+    turned = pd.concat([runs.assign(source=runs["source"].map(other)) for runs in (lost, sharp)])
+    assert answers(turned)[SPARSER] == "contradicted"
+
+
+def test_the_number_of_sparser_ones_is_of_what_both_sources_have():
+    runs = planted(lambda *_: 3.0, {"standard": 2, "adversarial": 6})
+    alone = planted(lambda *_: 3.0, {"standard": 6}, task="svhn")
+    before, after = (scoreboard(table, MARGINS) for table in (runs, pd.concat([runs, alone])))
+    assert before["effect"][SPARSER] == after["effect"][SPARSER] == "+37.8 points of sparsity (37.8 to 37.8)"
+
+
+def test_a_task_that_has_only_begun_takes_no_answer_away():
+    runs = planted(lambda *_: 4.0)
+    begun = planted(lambda *_: 4.0, {"standard": 6}, task="svhn", seeds=1, rounds=(0,))
+    assert answers(pd.concat([runs, begun]))[HIGHER:] == answers(runs)[HIGHER:]
+
+
+def test_a_fraction_without_tickets_is_not_named():
+    runs = planted(lambda criterion, fraction, k: -4.0 if k == 0 else 4.0, fractions=(1.0, 0.1, 0.01))
+    board = scoreboard(runs[(runs["fraction"] != 0.1) | (runs["round"] == 0)], MARGINS)
+    assert board["claim"][SCARCE] == "They are more data-efficient (with 1% of the data)"
+    assert board["answer"][SCARCE] == "supported"
+    dense = scoreboard(runs[(runs["fraction"] < 1) | (runs["round"] == 0)], MARGINS)
+    assert "no tickets" not in "".join(dense["effect"]) and "as sparse" not in dense["effect"][EXIST]
+
+
+def test_the_shuffled_masks_have_one_fraction_whatever_else_is_there():
+    def rows(task, fraction, points, method="shuffled"):
+        own = planted(lambda *_: 4.0, fractions=(fraction,), rounds=(0, 2), task=task)
+        moved = own[own["round"] > 0].assign(method=method)
+        return pd.concat([own, moved.assign(sa=moved["sa"] - points / 100, ra=moved["ra"] - points / 100)])
+
+    over = lambda *parts: claims.questions.over_shuffled(pd.concat(parts), ["a", "b"]).mean()
+    few = rows("a", 0.1, 3.0)
+    assert over(few).tolist() == pytest.approx([3.0] * 3)
+    assert over(few, rows("a", 1.0, 9.0, "oneshot")).tolist() == pytest.approx([3.0] * 3)
+    assert over(few, rows("b", 1.0, -5.0)).tolist() == pytest.approx([-5.0] * 3)
+
+
+def test_a_failed_dense_network_counts_against_no_ticket():
+    runs = planted(lambda *_: 0.0, seeds=8).assign(status="ok")
+    lost = (runs["seed"] == 0) & (runs["round"] == 0) & (runs["regime"] == "standard") & (runs["source"] == "standard")
+    runs.loc[lost & (runs["fraction"] == 1), ["sa", "ra", "status"]] = np.nan, np.nan, "failed"
+    dense = "1 of the failed runs are of dense networks: their seeds are left out"
+    assert report.notes(runs) == [dense]
+    assert (verdict(runs, MARGINS)["round"] == 6).all()
+    runs.loc[(runs["seed"] == 1) & (runs["round"] == 2) & (runs["regime"] == "standard"), "status"] = "failed"
+    assert report.notes(runs) == ["4 runs failed (diverged): each counts against its ticket", dense]
+    others = pd.concat([runs, runs[runs["round"] == 2].assign(method="shuffled", status="failed")])
+    assert report.notes(others) == report.notes(runs)
+
+
+def test_sentences_compare_what_the_same_seeds_have():
+    runs = planted(lambda *_: 2.0, {"standard": 10, "adversarial": 10}, fractions=(1.0,), noise=0.0)
+    some = runs[(runs["round"] == 0) | (runs["seed"] == 2)]
+    said = str(sentences.of_transfers(some, "digits5-9", 1.0))
+    assert "points against the dense network: +0.0 (standard pre-training) and +0.0 (adversarial pre-training)" in said
+    assert "sparsest ticket" not in str(sentences.of_transfers(runs[runs["round"] == 0], "digits5-9", 1.0))
+    uneven = runs[(runs["source"] == "standard") | (runs["seed"] == 2)]
+    assert "by +2.0 points, and SA after standard transfer by +2.0" in str(sentences.of_fractions(uneven, "digits5-9"))
+    sources = uneven[(uneven["round"] == 0) & (uneven["regime"] == "adversarial")].assign(stage="pretrain")
+    assert "changes SA by +2.0 points and RA by +2.0 points" in str(sentences.of_sources(sources))
 
 
 def test_tasks_are_averaged_and_named_as_files_are():
@@ -282,5 +356,8 @@ def test_the_last_screen_shows_the_data_that_the_scoreboard_rests_on():
     runs = planted(lambda *_: 5.0).assign(status="ok")
     begun = runs[(runs["fraction"] == 0.1) | (runs["seed"] == 0)]
     folder = Folder(presets.get("digits"), "quickstart-of-a-test")
-    for table, with_ in ((runs, "100%"), (begun, "10%")):
+    of_one = begun[(begun["fraction"] == 0.1) | (begun["source"] == "standard")]
+    of_one = pd.concat([of_one, runs[(runs["fraction"] == 1) & (runs["source"] == "standard") & (runs["seed"] > 0)]])
+    for table, with_ in ((runs, "100%"), (begun, "10%"), (of_one, "10%")):
+        assert scoreboard(table, MARGINS)["figure"][2] == f"curves-digits5-9-{float(with_[:-1]) / 100:g}.png"
         assert f"ticket with {with_} of the data, by pre-training" in report.screen(table, folder, "verdict")

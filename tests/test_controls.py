@@ -372,7 +372,9 @@ def test_what_matters_more_is_said(fraction):
     found = crossing.variance(table, "digits5-9").set_index(["round", "criterion", "part"])
     share = found.xs("RA, adversarial transfer", level="criterion").loc[11]["share"]
     assert share["weights"] == pytest.approx(25 * share["mask"], rel=0.5) and share["match"] < 0.01
-    assert ((found["low"] <= found["share"]) & (found["share"] <= found["high"])).mean() > 0.8
+    assert ((found["low"] <= found["share"]) & (found["share"] <= found["high"])).all()
+    with pytest.raises(NotYet, match="2 of 3 seeds that an interval needs"):
+        crossing.variance(table[table["seed"] < 2], "digits5-9")
     words = crossing.words(table, "digits5-9")
     assert re.search("depends more on the source of the weights, whose means lie (4.9|5.0|5.1) points apart", words)
     assert words.count(". ") == 1

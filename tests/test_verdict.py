@@ -245,6 +245,8 @@ def test_a_failed_round_of_imp_is_a_miss_also_where_all_seeds_have_it():
     found = verdict.tests(pd.concat([runs[~blocked], pd.DataFrame(lost)]), MARGINS).query("source == 'adversarial'")
     assert found["round"].tolist() == [1, 2, 3, 4] and found["failed"].tolist() == [0, 0, 2, 2]
     assert found["answer"].tolist()[2:] == ["not"] * 2 and found["sparsity"].iloc[3] == pytest.approx(1 - 0.8**4)
+    said = judge(pd.concat([runs[~blocked], pd.DataFrame(lost)]), *TICKETS, 4, MARGINS)
+    assert said == "Not double-win: 2 of 2 seeds failed."
 
 
 def test_a_failed_round_of_imp_is_a_miss_of_what_is_made_of_its_mask():
@@ -254,6 +256,14 @@ def test_a_failed_round_of_imp_is_a_miss_of_what_is_made_of_its_mask():
         runs = imp.assign(method=method, source="standard" if "@" in method else "adversarial")
         found = verdict.tests(pd.concat([runs, pd.DataFrame([lost])]), MARGINS, method=method).set_index("round")
         assert found["failed"].tolist() == [int(k > 3 and method != "oneshot") for k in ROUNDS if k], method
+
+
+def test_the_seeds_of_a_verdict_are_those_of_the_ticket_that_it_names():
+    runs = table(EQUAL, EQUAL, EQUAL, seeds=8, rounds=(0, 2, 6))
+    few = runs[(runs["round"] < 6) | (runs["seed"] < 5)]
+    assert verdict.verdict(few, MARGINS)[["round", "pairs"]].to_numpy().tolist() == [[6, 5]]
+    none = few.assign(sa=few["sa"] - 0.2 * (few["round"] > 0))
+    assert verdict.verdict(none, MARGINS)[["round", "pairs"]].to_numpy().tolist() == [[0, 8]]
 
 
 def test_a_source_with_one_round():

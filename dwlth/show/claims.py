@@ -17,7 +17,7 @@ from dwlth.results import Folder
 from dwlth.runs import percent
 from dwlth.show import questions
 from dwlth.show.order import resampled
-from dwlth.verdict import CRITERIA, bounds, tests, transfers, verdict
+from dwlth.verdict import CRITERIA, bounds, tests, transfers, verdict, with_most_data
 
 SCARCE = (0.1, 0.01)
 """The fractions of the downstream data that the paper's claim names."""
@@ -40,18 +40,22 @@ def scoreboard(
     Returns:
         `claim`; `answer`: `supported`, `contradicted` or `undecided`; `effect`: in words, points with their interval,
         or what is missing; `seeds` that it rests on; `figure`: the file that shows it. All intervals are two-sided,
-        of 95 %, over the seeds. "Much data" is the largest fraction that has two seeds or more in both sources.
+        of 95 %, over the seeds; where these share one source, it is that of the transfer, and says nothing of another
+        pre-training. "Much data" is the fraction of `dwlth.verdict.with_most_data`. "Over tasks" are those that have
+        both sources.
 
         1. *Double-win tickets exist*, with much data. Supported if the verdict has one for any source (and task), with
            one-sided bounds of 1 - 5 % / (sources times tasks), since any would do. Contradicted if the least sparse
            ticket of each is not double-win. The effect is that of the sparsest such ticket, or of the first one tried.
         2. *Robust pre-training makes them sparser*, with much data. Seeds are drawn anew as in `dwlth.show.order`, and
            each time the sparsities of the sparsest double-win tickets are compared (the mean over tasks). Supported if
-           the interval that holds the middle 95 % of the differences lies above 0, contradicted if below.
+           the interval that holds the middle 95 % of the differences lies above 0, contradicted if below; but undecided
+           unless some ticket of the source that is behind, as sparse or less, is shown to be none (on each task where
+           it is behind): a wide spread alone also shows few tickets.
         3. *Robust tickets have higher SA and RA at equal sparsity*, with much data: the gain, the mean over the tickets
            that both sources have (the dense networks left out) and over tasks.
-        4. *They are more data-efficient*: the same with each of 10 % and 1 % of the data that the table has; all of
-           them must hold.
+        4. *They are more data-efficient*: the same with each of 10 % and 1 % of the data that the table has tickets
+           of; all of them must hold.
         5. *The gain grows with less data*: the gain of the dense networks with the smallest fraction minus that with
            the largest, of those with two seeds or more.
         6. *The gain grows with sparsity*, with much data: the slope of the gain over the IMP rounds (least squares, for
@@ -80,19 +84,17 @@ def scoreboard(
     table = table[table["stage"].isin(["transfer", "imp"])]
     table = table[table["method"] == "imp"]
     gain, tasks = _gains(table, robust)
-    counts = {f: gain.loc[f].dropna().index.get_level_values("seed").nunique() for f in gain.index.unique("fraction")}
-    seeds = table[table["stage"] == "transfer"].groupby("fraction")["seed"].nunique().to_dict()
-    several = lambda of: [f for f in sorted(of, reverse=True) if of[f] > 1] or sorted(of, reverse=True)
-    fractions = several(counts)
-    much = next(iter(fractions or several(seeds)), 1.0)
-    scarce = [fraction for fraction in sorted(counts, reverse=True) if fraction < 1 and fraction in SCARCE]
+    dense, tickets = _dense(gain), _mean_of_tickets(gain)
+    counts = {f: len(dense.loc[f].dropna()) for f in dense.index.unique("fraction")}
+    fractions = sorted((f for f in counts if counts[f] > 1), reverse=True)
+    much = _much(table, margins, robust)
+    scarce = [fraction for fraction in SCARCE if fraction in tickets.index.unique("fraction")]
     place = re.sub(r"[^\w.-]", "-", tasks[0]) if tasks else "task"  # as `dwlth.show.figures` names its files
     few = " and ".join(map(percent, scarce or SCARCE))
-    dense, tickets = _dense(gain), _mean_of_tickets(gain)
     name = robust.replace("_", " ").capitalize()
     lack = f"no transfers of {robust} and standard sources with the same seed in the table" if gain.empty else ""
     at_few = {f"{percent(fraction)}: " if len(scarce) > 1 else "": _at(tickets, fraction) for fraction in scarce}
-    grown = {"": _at(dense, fractions[-1]) - _at(dense, much)} if len(fractions) > 1 else {}
+    grown = {"": _at(dense, fractions[-1]) - _at(dense, fractions[0])} if len(fractions) > 1 else {}
     answers = {
         "Double-win tickets exist": _exist(table, margins, much),
         f"{name} pre-training makes them sparser": _sparser(table, margins, much, robust),
@@ -134,10 +136,10 @@ def scoreboard(
 
 def _gains(table: pd.DataFrame, robust: str) -> tuple[pd.DataFrame, list[str]]:
     """What the robust source gains, in points: a column for each criterion, by fraction, round and seed, and the mean
-    over tasks; and the tasks."""
+    over the tasks that have both sources; and all tasks."""
     tasks = sorted(table["downstream"][table["stage"] == "transfer"].unique())
     index = ["fraction", "round", "seed"]
-    of_task = []
+    of_task: list[pd.DataFrame] = []
     for task in tasks:
         runs = transfers(table, task)
         columns = {}
@@ -145,13 +147,22 @@ def _gains(table: pd.DataFrame, robust: str) -> tuple[pd.DataFrame, list[str]]:
             of = runs[runs["regime"] == regime].groupby(["source", *index])[column].mean()
             sources = [of.xs(s, level="source") if s in of.index else of[:0].droplevel(0) for s in (robust, "standard")]
             columns[criterion] = 100 * (sources[0] - sources[1])
-        of_task.append(pd.DataFrame(columns))
+        of_task += [of for of in [pd.DataFrame(columns).dropna()] if len(of)]
     if not of_task:
         return pd.DataFrame(columns=list(CRITERIA), index=pd.MultiIndex.from_tuples([], names=index)), tasks
     every = of_task[0] if len(of_task) == 1 else sum(of_task[1:], of_task[0]) / len(of_task)
     every = every.dropna()
     seeds = every.groupby(level=["fraction", "round"])[every.columns[0]].transform("size")
     return every[2 * seeds >= seeds.groupby(level="fraction").transform("max")], tasks
+
+
+def _much(table: pd.DataFrame, margins: Mapping[str, float], robust: str) -> float:
+    """The fraction that counts as much data, of those of the two sources, or of any where they have no verdict."""
+    for runs in (table[table["source"].isin([robust, "standard"])], table):
+        with suppress(NotYet):
+            return with_most_data(verdict(runs, margins))["fraction"].iloc[0]
+    fractions = table.loc[table["stage"] == "transfer", "fraction"]
+    return fractions.max() if len(fractions) else 1.0
 
 
 def _below(barriers: pd.DataFrame, margins: Mapping[str, float]) -> tuple[str, str, int]:
@@ -250,12 +261,19 @@ def _sparser(table: pd.DataFrame, margins: Mapping[str, float], fraction: float,
     found = list(resampled(runs, margins))
     if not found:
         return "undecided", f"fewer than 3 seeds that both {robust} and standard have", 0
-    sparser = 100 * np.mean([first - second for *_, first, second in found], axis=0)
-    low, high = np.quantile(sparser, [0.025, 0.975])
-    won = verdict(runs, margins).groupby("source")["sparsity"].mean()
-    seen = 100 * (won.get(robust, 0.0) - won.get("standard", 0.0))
+    seen = 100 * np.mean([row[5] for row in found])
+    low, high = np.quantile(100 * np.mean([row[6] for row in found], axis=0), [0.025, 0.975])
     answer = "supported" if low > 0 else "contradicted" if high < 0 else "undecided"
-    return answer, f"{seen:+.1f} points of sparsity ({low:.1f} to {high:.1f})", min(row[4] for row in found)
+    effect, each = f"{seen:+.1f} points of sparsity ({low:.1f} to {high:.1f})", tests(runs, margins)
+    for task, _, a, b, _, more, _ in found if answer != "undecided" else ():
+        ahead, behind = (a, b) if more > 0 else (b, a)
+        of = each[each["downstream"] == task]
+        best = of[(of["source"] == ahead) & of["in_sequence"] & (of["answer"] == "double-win")]["round"].max()
+        none = of[(of["source"] == behind) & (of["answer"] == "not")]["round"]
+        if more and not (none <= best).any():
+            answer = "undecided"
+            effect += f"; no {behind} ticket on {task} as sparse or less is shown to be none"
+    return answer, effect, min(row[4] for row in found)
 
 
 def _audited(folder: Folder) -> tuple[str, str, int]:

@@ -69,15 +69,19 @@ def variance(
         (sources - 1) / (seeds * sources^2 - 1) each, with 10 seeds and 3 sources 2 %.
 
     Raises:
-        NotYet: as of `crossed`, and for fewer than 2 seeds.
+        NotYet: as of `crossed`, and for fewer than 3 seeds, of which no interval can be told.
     """
     found, rows = crossed(table, downstream, fraction, kind), []
     if found.groupby(["round", "seed"]).size().min() < found["weights"].nunique() * found["mask"].nunique():
         raise NotYet(f"no analysis of variance of kind {kind}: some cells are missing")
     for round_, criterion, cells in _cells(found):
-        if len(cells) < 2:
-            raise NotYet(f"one seed has no spread: `python -m dwlth run PRESET --seeds 10 --set methods=imp,{kind}`")
+        if len(cells) < 3:
+            raise NotYet(
+                f"{len(cells)} of 3 seeds that an interval needs: `python -m dwlth run PRESET --seeds 10 "
+                f"--set methods=imp,{kind}` makes more"
+            )
         seen, (low, high) = shares(cells[None])[0], jackknife(cells)
+        low, high = np.minimum(low, seen), np.maximum(high, seen)  # near 0 both ends are cut there
         for i, part in enumerate(PARTS):
             row = {"fraction": found["fraction"].iloc[0], "round": round_, "criterion": criterion, "part": part}
             row["seeds"] = len(cells)

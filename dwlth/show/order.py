@@ -25,17 +25,18 @@ def order(table: pd.DataFrame, margins: Mapping[str, float], draws: int = 2000, 
     """
     rows = [
         {"downstream": downstream, "fraction": fraction, "a": a, "b": b, "seeds": seeds}
-        | {"sparser": (first > second).mean(), "tied": (first == second).mean(), "less": (first < second).mean()}
-        for downstream, fraction, a, b, seeds, first, second in resampled(table, margins, draws, seed)
+        | {"sparser": (more > 0).mean(), "tied": (more == 0).mean(), "less": (more < 0).mean()}
+        for downstream, fraction, a, b, seeds, _, more in resampled(table, margins, draws, seed)
     ]
     return pd.DataFrame(rows, columns=["downstream", "fraction", "a", "b", "seeds", "sparser", "tied", "less"])
 
 
 def resampled(
     table: pd.DataFrame, margins: Mapping[str, float], draws: int = 2000, seed: int = 0
-) -> Iterator[tuple[str, float, str, str, int, np.ndarray, np.ndarray]]:
-    """What `order` counts: downstream task, fraction, sources a and b, the number of their seeds, and for each
-    resample the sparsity of the sparsest double-win ticket of a and of b, both of shape (draws,)."""
+) -> Iterator[tuple[str, float, str, str, int, float, np.ndarray]]:
+    """What `order` counts: downstream task, fraction, sources a and b, the number of seeds that both have, and the
+    sparsity of the sparsest double-win ticket of a minus that of b: with these seeds, and in each resample of them
+    (draws,)."""
     judged, limits = criteria_of(margins, False)
     groups = list(paired_by_seed(table, judged, "imp"))
     for (downstream, fraction), members in groupby(groups, key=lambda group: group[0][:2]):
@@ -45,8 +46,9 @@ def resampled(
             seeds = np.intersect1d(*usable)
             if len(seeds) > 2:
                 weights = np.random.default_rng(seed).multinomial(len(seeds), [1 / len(seeds)] * len(seeds), draws)
+                weights = np.vstack([np.ones(len(seeds), int), weights])
                 first, second = (last_win(of[source], seeds, weights, limits) for source in (a, b))
-                yield downstream, fraction, a, b, len(seeds), first, second
+                yield downstream, fraction, a, b, len(seeds), first[0] - second[0], (first - second)[1:]
 
 
 def last_win(paired: Paired, seeds: np.ndarray, weights: np.ndarray, limits: np.ndarray) -> np.ndarray:

@@ -2,7 +2,7 @@
 (`dwlth.controls`).
 
 Each answer is a table of points: a row for each seed, a column for each of the verdict's criteria. It is None where the
-table of results has no runs for it. Where it has several fractions of the data, the largest counts.
+table of results has no runs for it. Where these have several fractions of the data, the largest counts.
 """
 
 from contextlib import suppress
@@ -18,11 +18,11 @@ from dwlth.verdict import CRITERIA
 def over_shuffled(table: pd.DataFrame, tasks: list[str]) -> pd.DataFrame | None:
     """*IMP's mask beats a shuffled one*: SA and RA of IMP's tickets minus those of the same masks, shuffled in each
     layer; the mean over sources, rounds and tasks."""
-    found = []
+    found, fraction, both = [], _most_data(table, "shuffled"), table[table["method"].isin(["imp", "shuffled"])]
     for task in tasks:
         with suppress(NotYet):
-            found.append(against_imp(table, task).query("method == 'shuffled'").assign(task=task))
-    if not found or pd.concat(found).empty:
+            found.append(against_imp(both, task, fraction).assign(task=task))
+    if not found:
         return None
     return _by_seed(-pd.concat(found).pivot_table("points", ["seed", "source", "round", "task"], "criterion"))
 
@@ -31,10 +31,10 @@ def weights_over_mask(table: pd.DataFrame, tasks: list[str]) -> pd.DataFrame | N
     """*The source of the weights matters more than that of the mask*: in the crossing of masks and weights, for each
     seed and round the spread (standard deviation) of the means of the sources of the weights minus that of the means
     of the sources of the masks; the mean over rounds and tasks."""
-    spreads = []
+    spreads, fraction = [], _most_data(table, "crossed@")
     for task in tasks:
         with suppress(NotYet):
-            found, cell = crossed(table, task).assign(task=task), ["seed", "round", "task"]
+            found, cell = crossed(table, task, fraction).assign(task=task), ["seed", "round", "task"]
             of = [found.groupby([*cell, by])[list(CRITERIA)].mean() for by in ("weights", "mask")]
             weights, mask = (means.groupby(level=cell).std() for means in of)
             spreads.append(weights - mask)
@@ -44,10 +44,10 @@ def weights_over_mask(table: pd.DataFrame, tasks: list[str]) -> pd.DataFrame | N
 def own_training(table: pd.DataFrame, tasks: list[str]) -> pd.DataFrame | None:
     """*IMP must train as its source did*: SA and RA of IMP's tickets minus those that IMP found on the same source with
     the training of another; the mean over the other trainings, sources, rounds and tasks."""
-    found = []
+    found, fraction = [], _most_data(table, "trained@")
     for task in tasks:
         with suppress(NotYet):
-            found.append(crossed(table, task, kind="trained").assign(task=task))
+            found.append(crossed(table, task, fraction, "trained").assign(task=task))
     if not found:
         return None
     cells = pd.concat(found)
@@ -66,6 +66,13 @@ def barriers(table: pd.DataFrame) -> pd.DataFrame | None:
     of = {regime: rows.set_index(cell) for regime, rows in runs.groupby("regime")}
     columns = {name: of[regime][f"barrier_{key}"] for name, (regime, key) in CRITERIA.items() if regime in of}
     return _by_seed(100 * pd.DataFrame(columns)) if columns else None
+
+
+def _most_data(table: pd.DataFrame, method: str) -> float | None:
+    """The largest fraction of the data with which tickets of a method, or of those that begin so, were transferred."""
+    runs = ended(table)
+    fractions = runs["fraction"][(runs["stage"] == "transfer") & runs["method"].str.startswith(method)]
+    return fractions.max() if len(fractions) else None
 
 
 def _by_seed(cells: pd.DataFrame) -> pd.DataFrame | None:

@@ -165,9 +165,14 @@ def notes(table: pd.DataFrame) -> list[str]:
         sources = runs["source_seed"].where(runs["source_seed"].notna(), runs["seed"]).nunique()
         of = "one source" if sources == 1 else f"{sources} sources"
         lines += [f"{runs['seed'].nunique()} transfer seeds of {of}: the spread is that of the transfer"]
-    if "status" in table and (failed := (table["status"] == "failed").sum()):
-        many = f"{failed} runs failed (diverged): each counts against its ticket"
-        lines += [many if failed > 1 else "1 run failed (diverged): it counts against its ticket"]
+    if "status" in table:
+        failed = table[(table["status"] == "failed") & (table["method"] == "imp")]
+        dense = ((failed["stage"] == "transfer") & (failed["round"] == 0)).sum()
+        if tickets := failed["stage"].isin(["imp", "transfer"]).sum() - dense:
+            many = f"{tickets} runs failed (diverged): each counts against its ticket"
+            lines += [many if tickets > 1 else "1 run failed (diverged): it counts against its ticket"]
+        if dense:
+            lines += [f"{dense} of the failed runs are of dense networks: their seeds are left out"]
     return lines
 
 

@@ -48,12 +48,14 @@ def banner(folder: Folder, table: pd.DataFrame | None, kit: Path = KIT) -> Sente
 
 def of_sources(table: pd.DataFrame) -> Sentences:
     """SA and RA of the sources on the pre-training task, which is the highest, and what each gains over standard."""
-    means = 100 * table[table["stage"] == "pretrain"].groupby("source")[["sa", "ra"]].mean()
+    runs = 100 * table[table["stage"] == "pretrain"].set_index(["source", "seed"])[["sa", "ra"]]
+    means = runs.groupby("source").mean()
     text = f"SA is {_levels(means['sa'])} RA is {_levels(means['ra'])}"
-    means = means.dropna()  # what failed, or was not measured
-    if "standard" in means.index:
-        for name in in_order(means.index.drop("standard")):
-            sa, ra = means.loc[name] - means.loc["standard"]
+    runs = runs.dropna()  # what failed, or was not measured
+    for name in in_order(set(runs.index.unique("source")) - {"standard"}) if "standard" in runs.index else ():
+        over = (runs.loc[name] - runs.loc["standard"]).dropna()
+        if len(over):
+            sa, ra = over.mean()
             text += f" Against standard pre-training, {in_words(name)} pre-training changes SA by {sa:+.1f} points and "
             text += f"RA by {ra:+.1f} points."
     return Sentences(text)
@@ -72,8 +74,9 @@ def of_transfers(table: pd.DataFrame, downstream: str, fraction: float) -> Sente
         if (regime, 0) in means.index:
             dense = means[column][regime, 0]
             lines += [f"- {question} The dense networks have {_levels(dense)}"]
-    if {("adversarial", 0), ("adversarial", last)} <= set(means.index.droplevel("source")):
-        lost = (means["ra"]["adversarial", last] - means["ra"]["adversarial", 0]).dropna()
+    ra = 100 * runs[runs["regime"] == "adversarial"].pivot_table("ra", ["source", "seed"], "round")
+    lost = (ra[last] - ra[0]).groupby("source").mean().dropna() if {0, last} <= {*ra.columns} else ra.sum(axis=1)[:0]
+    if last > 0 and len(lost):
         sparsity = runs.loc[runs["round"] == last, "sparsity"].iloc[0]
         each = _listed([f"{lost[name]:+.1f} ({in_words(name)} pre-training)" for name in in_order(lost.index)])
         lines += [
@@ -86,15 +89,18 @@ def of_transfers(table: pd.DataFrame, downstream: str, fraction: float) -> Sente
 def of_fractions(table: pd.DataFrame, downstream: str) -> Sentences:
     """What robust pre-training gains over standard pre-training, with each fraction of the data: dense networks."""
     runs = table[(table["stage"] == "transfer") & (table["downstream"] == downstream) & (table["round"] == 0)]
-    means, lines = 100 * runs.groupby(["fraction", "source", "regime"])[["sa", "ra"]].mean().unstack("regime"), []
+    seen, lines = (
+        100 * runs.groupby(["fraction", "source", "seed", "regime"])[["sa", "ra"]].mean().unstack("regime"),
+        [],
+    )
     criteria = {
         "RA after adversarial transfer": ("ra", "adversarial"),
         "SA after standard transfer": ("sa", "standard"),
     }
     for fraction in sorted(runs["fraction"].unique(), reverse=True):
-        at = means.loc[fraction]
-        for name in in_order(at.index.drop("standard")) if "standard" in at.index else ():
-            over = (at.loc[name] - at.loc["standard"]).dropna()
+        at = seen.loc[fraction]
+        for name in in_order(set(at.index.unique("source")) - {"standard"}) if "standard" in at.index else ():
+            over = (at.loc[name] - at.loc["standard"]).mean().dropna()
             said = [f"{what} by {over[where]:+.1f} points" for what, where in criteria.items() if where in over]
             changes = f"- With {percent(fraction)} of the data, {in_words(name)} pre-training changes "
             lines += [changes + ", and ".join(said) + "."] if said else []
