@@ -272,7 +272,8 @@ def _step(model: Classifier, recipe: Recipe, optimizer: torch.optim.SGD, parts: 
                 what = f"recipe: batch_size is {recipe.batch_size}, which leaves a batch of {len(y) // model.members}"
                 raise DwlthError(f"{what}: this network refuses it ({error}): give another batch_size") from None
             losses = F.cross_entropy(logits.float(), y, reduction="none").view(-1, model.members)
-            (losses.sum() / count).backward()
+            with precision_of(recipe.precision, x.device), torch.autocast(x.device.type, enabled=False):
+                (losses.sum() / count).backward()  # its convolutions read a GPU's flags too
         right = (logits.argmax(1) == y).view(-1, model.members)
         lost = losses.detach().T.contiguous().sum(1)  # in an order that the number of members does not change
         sums += torch.stack([lost, right.sum(0)])

@@ -3,6 +3,8 @@
 import itertools
 import json
 import re
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pandas as pd
@@ -208,6 +210,25 @@ def test_an_audit_of_a_part_keeps_the_others_and_one_that_is_stopped_goes_on(tmp
     part = replace(folder, preset=replace(folder.preset, seeds=1, fractions=(0.1,), autoattack_images=20))
     few = [run for run in part.preset.grid() if run in runs]
     assert audit_transfers(part, few)["id"].nunique() == len(runs) and len(begun) == len(runs) + len(few)
+
+
+def test_no_network_is_begun_once_it_is_time(monkeypatch):
+    begun, gate = [], threading.Event()
+
+    def entry(number):
+        begun.append(number)
+        assert gate.wait(60)
+        return number, {}
+
+    monkeypatch.setattr(running_audit, "_entry", entry)
+    jobs = {Run("transfer", "standard", seed, 0): (seed,) for seed in range(6)}
+    asked = itertools.count()
+    with ThreadPoolExecutor(2) as pool:
+        entries = running_audit._side_by_side(pool, 2, jobs, lambda: next(asked) >= 3)  # after the third
+        gate.set()
+        assert sorted(run.seed for run, _ in entries) == sorted(begun) == [0, 1, 2]
+        entries = running_audit._side_by_side(pool, 2, jobs, lambda: False)
+        assert sorted(entry[0] for _, entry in entries) == [0, 1, 2, 3, 4, 5]
 
 
 def test_an_audit_is_of_linf():

@@ -33,6 +33,16 @@ def test_passes_count_training_validation_and_test():
     assert tenth == pytest.approx(training / 10 + validations + tests, rel=0.01)
 
 
+def test_a_batch_in_parts_is_timed_a_part_at_a_time():
+    paper = Folder(presets.get("paper"))
+    run = Run("imp", "adversarial", 0, 1)
+    needs = cost._needs(paper, run, data.blank, {}, 1)
+    ((kind, times),) = ((kind, times) for kind, times in needs.items() if kind.members)
+    recipe = paper.preset.recipe(run)
+    assert kind.images == 256 and recipe.parts == 8
+    assert times * kind.images == pytest.approx(recipe.epochs * 1_281_167, rel=1e-3)
+
+
 def test_autoattack_is_a_large_part_of_a_bar():
     run = replace(DENSE, stage="autoattack", fraction=0.1)
     assert 2 < passes(SMALL, run) / passes(SMALL, replace(DENSE, fraction=0.1)) < 4

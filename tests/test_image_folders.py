@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import signal
+import time
 
 import numpy as np
 import pytest
@@ -328,6 +330,18 @@ def test_workers_stay_and_an_epoch_can_be_left(streamed):
         pass
     assert same(collect(split, seed=0, size=2), whole)
     assert [worker.pid for worker in split._loader._iterator._workers] == workers
+
+
+def test_a_signal_to_the_whole_group_ends_no_worker(streamed):
+    """A training finishes its step then, and saves it; for that it needs the next batch."""
+    split = Streamed(streamed.paths, streamed.labels, workers=2)
+    batches = split.batches(2, torch.Generator().manual_seed(0), VIEW)
+    got = [next(batches)]
+    for worker in split._loader._iterator._workers:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+            os.kill(worker.pid, number)
+    time.sleep(0.5)
+    assert same(got + list(batches), collect(split, seed=0, size=2))
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -1,13 +1,14 @@
 import itertools
 import math
 import time
+import warnings
 from dataclasses import replace
 
 import pytest
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from dwlth import evaluation, masks, models, training
+from dwlth import data, evaluation, masks, models, training
 from dwlth.attacks import Attack
 from dwlth.data import Augment, Split
 from dwlth.errors import DwlthError
@@ -236,6 +237,25 @@ def test_a_training_of_other_weights_is_not_gone_on_with(model, task, tmp_path, 
     del found["start"]  # as earlier versions wrote it
     write_state(path, found)
     fit(model, STANDARD, task.train, task.val, seed=0, checkpoint=path)
+
+
+@pytest.mark.parametrize(("precision", "tf32"), [("float32", False), ("tf32", True)])
+def test_the_way_back_has_the_flags_of_a_gpu_too(precision, tf32, monkeypatch):
+    """Shown without one: a GPU's convolutions read these flags when they are begun, on the way back too."""
+    task = data.load("digits0-4")
+    model = models.build("small_resnet", task.classes, task.mean, task.std, seed=0)
+    of_gpu = lambda name, device: evaluation.precision_of(name, torch.device("cuda"))
+    monkeypatch.setattr(training, "precision_of", of_gpu)
+    monkeypatch.setattr(evaluation, "available_precision", lambda name, device: name)
+    flags = lambda: (torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark)
+    before, seen = flags(), set()
+    for weight in model.parameters():
+        weight.register_hook(lambda grad: seen.add((*flags(), torch.backends.cuda.matmul.allow_tf32)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that there is no GPU
+        recipe = replace(STANDARD, epochs=1, validate_every=10, precision=precision)
+        fit(model, recipe, task.train, task.val, seed=0)
+    assert seen == {(tf32, True, tf32)} and flags() == before
 
 
 def test_an_epoch_begun_on_another_device_is_refused(model, task, tmp_path, monkeypatch):

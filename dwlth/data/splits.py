@@ -8,6 +8,7 @@ import ctypes
 import math
 import os
 import platform
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
@@ -158,7 +159,16 @@ class Streamed:
             persistent_workers=self.workers > 0,
             pin_memory=self.labels.is_cuda,
             generator=torch.Generator(),  # else it would draw from the global one
+            worker_init_fn=_leave_signals,
         )
+
+
+def _leave_signals(_: int) -> None:
+    """A worker of a loader: a signal to the whole group of processes is for the one that trains, which needs its images
+    to end in order."""
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
 class _Reader:

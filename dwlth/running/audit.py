@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from concurrent.futures import Future, as_completed
+from concurrent.futures import FIRST_COMPLETED, Executor, wait
 from contextlib import ExitStack
 from itertools import takewhile
 from pathlib import Path
@@ -64,8 +64,7 @@ def audit_transfers(
     with tqdm(total=len(todo), desc="audit") as bar, ExitStack() as stack:
         if (workers := min(workers, len(todo))) > 1:
             pool = stack.enter_context(processes(workers, threads(folder.preset.network, workers)))
-            jobs = {pool.submit(_entry, folder, run, *of): run for run, of in todo.items()}
-            entries = _finished(jobs, ended)
+            entries = _side_by_side(pool, workers, {run: (folder, run, *of) for run, of in todo.items()}, ended)
         else:
             stack.enter_context(torch_threads(threads(folder.preset.network)))
             begun = takewhile(lambda _: not ended(), todo.items())
@@ -83,14 +82,20 @@ def audit_transfers(
     return pd.concat([rows for rows, _ in _audited(folder).values()], ignore_index=True)
 
 
-def _finished(jobs: Mapping[Future, Run], ended: Callable[[], bool]) -> Iterator[tuple[Run, tuple]]:
-    """The runs of jobs that are done, and what they gave; once it is time, those that wait are not begun."""
-    for job in as_completed(jobs):
-        if ended():
-            for other in jobs:
-                other.cancel()
-        if not job.cancelled():
-            yield jobs[job], job.result()
+def _side_by_side(
+    pool: Executor, workers: int, jobs: Mapping[Run, tuple], ended: Callable[[], bool]
+) -> Iterator[tuple[Run, tuple]]:
+    """The runs whose `_entry` is done, and what it gave, so many at a time; once it is time, no other is begun. (One that
+    the pool has cannot be taken back.)"""
+    left, under_way = dict(jobs), {}
+    while left or under_way:
+        while left and len(under_way) < workers and not ended():
+            run = next(iter(left))
+            under_way[pool.submit(_entry, *left.pop(run))] = run
+        if not under_way:
+            return
+        for job in wait(under_way, return_when=FIRST_COMPLETED).done:
+            yield under_way.pop(job), job.result()
 
 
 def _entry(

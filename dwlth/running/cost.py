@@ -1,6 +1,7 @@
 """What runs cost: an estimate from a few timed steps on this machine."""
 
 import contextlib
+import math
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -46,7 +47,7 @@ class Kind:
     augment: Augment
     precision: str
     images: int
-    """In the batch."""
+    """In the batch, or in a part of it (`Recipe.parts`)."""
     members: int
     """That train side by side; 0: a test."""
     stacked: bool = False
@@ -154,10 +155,10 @@ def _needs(folder: Folder, run: Run, task: Callable[[str], data.Dataset], like: 
         tests += POINTS * min(1, preset.autoattack_images / len(images.test))
     test(images.test, preset.evaluation, tests)
     if run.stage != "imp" or run.round > 0:
-        n_train = round(run.fraction * len(images.train))
-        batch = min(n_train, recipe.batch_size)
+        n_train, part = round(run.fraction * len(images.train)), math.ceil(recipe.batch_size / recipe.parts)
+        batch = min(n_train, part)
         kind = Kind(name, recipe.attack, recipe.augment, recipe.precision, batch, members, preset.stacks(run))
-        needs[kind] += recipe.epochs * max(1, round(n_train / recipe.batch_size))
+        needs[kind] += recipe.epochs * max(1, round(n_train / part))
         test(images.val, recipe.validation, sum(map(recipe.validates, range(recipe.epochs))))
     return needs
 

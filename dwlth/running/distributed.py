@@ -24,6 +24,7 @@ from dwlth.errors import DwlthError
 from dwlth.fast import team
 from dwlth.presets import Preset
 from dwlth.recipe import Recipe
+from dwlth.running import machine
 from dwlth.runs import Run
 from dwlth.training import OutOfTime
 
@@ -154,7 +155,7 @@ def several(helpers: bool = True) -> Iterator[bool]:
 
 def _help() -> None:
     """Work with the first process until it says that all is done."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # the first process says what they mean
+    for number in machine.signals("SIGINT", "SIGTERM", "SIGUSR1"):  # the first process says what they mean
         signal.signal(number, signal.SIG_IGN)
     warnings.simplefilter("ignore")  # it gives the same ones
     files.disk.writing = False

@@ -136,7 +136,7 @@ def stopping() -> Iterator[list[str]]:
     if threading.current_thread() is not threading.main_thread():  # Python lets no other one handle signals
         yield came
         return
-    heard = [n for n in _signals("SIGINT", "SIGTERM", "SIGUSR1") if signal.getsignal(n) != signal.SIG_IGN]  # see nohup
+    heard = [n for n in signals("SIGINT", "SIGTERM", "SIGUSR1") if signal.getsignal(n) != signal.SIG_IGN]  # see nohup
     before = {number: signal.signal(number, stop) for number in heard}
     try:
         yield came
@@ -146,14 +146,14 @@ def stopping() -> Iterator[list[str]]:
         STOP.clear()
 
 
-def _signals(*names: str) -> list[signal.Signals]:
+def signals(*names: str) -> list[signal.Signals]:
     """Those of these that the system has."""
     return [getattr(signal, name) for name in names if hasattr(signal, name)]
 
 
 def _start_worker(threads: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the parent says what to do
-    for number in _signals("SIGTERM", "SIGUSR1"):
+    for number in signals("SIGTERM", "SIGUSR1"):
         signal.signal(number, lambda *_: STOP.set())
     torch.set_num_threads(threads)
     tqdm.set_lock(
