@@ -85,8 +85,8 @@ def audit_transfers(
 def _side_by_side(
     pool: Executor, workers: int, jobs: Mapping[Run, tuple], ended: Callable[[], bool]
 ) -> Iterator[tuple[Run, tuple]]:
-    """The runs whose `_entry` is done, and what it gave, so many at a time; once it is time, no other is begun. (One that
-    the pool has cannot be taken back.)"""
+    """The runs whose `_entry` is done, and what it gave, so many at a time. Once it is time, no other is
+    begun: one that the pool has cannot be taken back."""
     left, under_way = dict(jobs), {}
     while left or under_way:
         while left and len(under_way) < workers and not ended():
