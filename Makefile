@@ -17,7 +17,7 @@ quickstart: $(MADE)/.notebooks  ## the whole road on handwritten digits; results
 	"$(BIN)/python" -m dwlth run digits --results quickstart
 
 lab: $(MADE)/.notebooks $(COPIES)  ## copies of the notebooks, on the quickstart's results if it has run, or else on the kit's
-	$(if $(wildcard quickstart/digits/table.csv),DWLTH_RESULTS=../quickstart) "$(BIN)/python" -m jupyterlab $(LAB) \
+	$(if $(DWLTH_RESULTS),,$(if $(wildcard quickstart/digits/table.csv),DWLTH_RESULTS=../quickstart)) "$(BIN)/python" -m jupyterlab $(LAB) \
 		--LabApp.default_url="/lab/tree/my-notebooks/00_start_here.ipynb?file-browser-path=/"
 
 my-notebooks/%.ipynb:  # made where it is missing: a copy that somebody has worked on stays

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from dwlth import presets, tickets, verdict
+from dwlth.errors import DwlthError
 from dwlth.evaluation import evaluate
 from dwlth.interface.experiment import Experiment
 from dwlth.results import read_record
@@ -52,6 +53,16 @@ def test_it_is_a_preset_with_settings_by_name_or_as_it_is(empty):
     assert preset.transfer["standard"].epochs == 1 and preset.name.startswith("digits-")
     assert Experiment(preset, "there").folder.path.parts == ("there", preset.name)
     assert Experiment().preset == presets.get("digits")
+
+
+def test_what_the_table_has_beyond_the_preset_can_be_read():
+    """The kit's table of `digits` has rounds up to 19 and 10 % of the data."""
+    ours = Experiment("digits", sentences.KIT / "results", settings=["fractions=1.0,0.05", "rounds=0,1,2"])
+    assert ours.fraction() == 1.0 and ours.fraction(0.1) == 0.1 and ours.rung(19, 0) == 19
+    assert ours.transfer("adversarial", 15, "standard").round == 15 and ours.curves(0.1)
+    for name in ("fraction", "round"):
+        with pytest.raises(DwlthError, match=f"unknown {name} "):
+            ours.fraction(0.3) if name == "fraction" else ours.transfer("adversarial", 20, "standard")
 
 
 def test_runs_are_those_of_the_grid(empty):

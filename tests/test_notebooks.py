@@ -387,6 +387,7 @@ def test_make_lab_works_on_copies_that_git_ignores(tmp_path):
     (place / "quickstart" / "digits").mkdir(parents=True)
     (place / "quickstart" / "digits" / "table.csv").touch()
     assert re.search(r'DWLTH_RESULTS=../quickstart "?[^"]*bin/python"? -m jupyterlab', make("-n", "lab"))
+    assert "quickstart" not in make("-n", "lab", "DWLTH_RESULTS=../mine")  # which make hands on
     assert {"/my-notebooks/", "/notebooks/figures/"} <= set((ROOT / ".gitignore").read_text().split())
 
 

@@ -281,7 +281,7 @@ def test_without_transfers_one_sees_what_there_is_and_what_makes_the_rest(folder
 def test_where_one_begins_is_kept_until_there_are_results(folder, runs):
     box = widgets.explorer(None, folder, source="adversarial", fraction=0.1)
     assert find(box, "source") is None
-    HEAR[-1](folder.path, runs)
+    HEAR[folder.path](runs)
     assert [find(box, name).value for name in ("source", "fraction")] == ["adversarial", 0.1]
 
 
@@ -492,6 +492,24 @@ def test_a_training_that_would_take_long_is_begun_by_a_second_start(folder):
     find(box, "start").click()
     wait(box)
     assert "done, SA" in text(box)
+
+
+def test_start_on_a_run_that_is_done_shows_it(folder):
+    """With the limit of minutes of the notebooks: nothing is left to estimate."""
+    for _ in range(2):
+        box = panel(folder, minutes=1e-6, round=0, regime="standard", seed=0)
+        for _ in range(2):
+            find(box, "start").click()
+            wait(box)
+    assert "done, SA" in text(box)
+
+
+def test_an_explorer_that_is_made_again_takes_the_place_of_the_one_before(folder, runs):
+    before = len(HEAR)
+    first, second = (widgets.explorer(None, folder, source="adversarial") for _ in "ab")
+    assert len(HEAR) == before + 1
+    HEAR[folder.path](runs)
+    assert find(first, "source") is None and find(second, "source").value == "adversarial"
 
 
 def test_stop_ends_the_estimate(folder, monkeypatch):

@@ -119,15 +119,15 @@ class Experiment:
         """A fraction of the downstream data; None: that with the most transfers of IMP's tickets in the table, of
         several the largest."""
         known, counts = sorted(self.preset.fractions, reverse=True), {}
+        with suppress(NotYet):  # the table may have more than the preset
+            counts = verdict.transfers(self.table(), self.task(downstream))["fraction"].value_counts()
         if fraction is None:
-            with suppress(NotYet):
-                counts = verdict.transfers(self.table(), self.task(downstream))["fraction"].value_counts()
             fraction = max(known, key=lambda each: counts.get(each, 0))
-        return _choose("fraction", fraction, known)
+        return _choose("fraction", fraction, sorted({*known, *dict(counts)}, reverse=True))
 
     def rung(self, ticket: int | None, default: int) -> int:
         """The round of IMP whose ticket is meant; None: `default`. 0 is the dense network."""
-        return _choose("ticket", default if ticket is None else ticket, range(max(self.preset.rounds) + 1))
+        return _choose("ticket", default if ticket is None else ticket, self._rounds())
 
     def have(self, runs: Iterable[Run], files: bool = False, images: bool = False, minutes: float = 10.0) -> bool:
         """Have these runs done, by doing what is left of them; prints what is in the way where that cannot be.
@@ -332,7 +332,14 @@ class Experiment:
         controls.method(method)
         if of := controls.other(method):
             _choose("source", of, self.preset.pretrain)
-        _choose("round", round_, range(max(self.preset.rounds) + 1))
+        _choose("round", round_, self._rounds())
+
+    def _rounds(self) -> range:
+        """The rounds of IMP of the preset, or of the table, which may have more."""
+        rounds = list(self.preset.rounds)
+        with suppress(NotYet):
+            rounds.append(int(self.table()["round"].max()))
+        return range(max(rounds) + 1)
 
 
 def _from_the_kit(path: str | Path) -> str:

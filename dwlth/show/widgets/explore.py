@@ -4,7 +4,6 @@ import html
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import ipywidgets as ipw
@@ -58,8 +57,8 @@ def explorer(
         show(shown, *news)
         box.fill([*parts[:1], shown, *parts[1:]])
 
-    def hear(path: Path, rows: pd.DataFrame) -> None:
-        if path == folder.path and len(rows):
+    def hear(rows: pd.DataFrame) -> None:
+        if len(rows):
             known = [key for key in KEY if key in now["table"]]
             table = pd.concat([rows, now["table"]], ignore_index=True).drop_duplicates(known)
             last = rows.iloc[-1]
@@ -71,7 +70,7 @@ def explorer(
             fill(table, begin | {name: control.value for name, control in now["controls"].items()}, news)
 
     fill(table_of(folder) if table is None else table, begin)
-    HEAR.append(hear)
+    HEAR[folder.path] = hear
     return box
 
 

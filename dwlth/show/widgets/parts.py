@@ -196,5 +196,5 @@ def set_aside(folder: Folder, box: ipw.VBox | None = None) -> ipw.VBox:
     return box
 
 
-HEAR: list[Callable[[Path, pd.DataFrame], None]] = []
+HEAR: dict[Path, Callable[[pd.DataFrame], None]] = {}
 """What hears of the rows that a training panel adds to the table of a folder's path."""

@@ -96,8 +96,8 @@ def training_panel(
             limit = float("inf") if run in warned else minutes
             rows = _train(replace(folder, preset=wider, command=by_hand), run, device, limit, stopping, tell)
             look()
-            for hear in list(HEAR):
-                hear(folder.path, rows)
+            if folder.path in HEAR:
+                HEAR[folder.path](rows)
         except _Long as error:
             warned.append(run)
             tell(str(error))
@@ -190,7 +190,7 @@ def _train(folder: Folder, run: Run, device, minutes: float, stopping: threading
         tell(words, history, (i + len(history) / max(1, epochs)) / len(todo))
         return stopping.is_set()
 
-    seconds = _estimated(folder, todo, stopping, tell) if minutes < float("inf") else 0.0
+    seconds = _estimated(folder, todo, stopping, tell) if todo and minutes < float("inf") else 0.0
     if seconds > 60 * minutes:
         raise _Long(
             f"{run}: {len(todo)} runs are left, about {duration(seconds)} here ({folder.device}), by an estimate "
