@@ -67,12 +67,27 @@ def honest():
     return model.eval(), task.test.take(list(range(60)))
 
 
+@pytest.fixture
+def brief(monkeypatch):
+    """AutoAttack with a fifth of its steps and queries: it takes half a minute to say of a mask what this says."""
+    pyautoattack = pytest.importorskip("pyautoattack", reason="needs the extra dwlth[autoattack]")
+
+    class Brief(pyautoattack.AutoAttack):
+        def __init__(self, *args, **named):
+            super().__init__(*args, **named)
+            self.square.n_queries = 1000
+            for attack in (self.apgd, self.apgd_targeted, self.fab):
+                attack.n_iter = 20
+
+    monkeypatch.setattr(pyautoattack, "AutoAttack", Brief)
+
+
 def failed(model, test, other):
     table = audit(model, test, LONG, others={"itself": other})
     return {check.partition(",")[0] for check in table["check"][table["verdict"] == "fails"]}, table
 
 
-def test_an_honest_network_passes(honest):
+def test_an_honest_network_passes(honest, brief):
     from dwlth import models
 
     model, test = honest
@@ -97,7 +112,7 @@ def test_each_check_can_fail(honest, monkeypatch):
 
 
 @pytest.mark.parametrize("masked", [Quantised, Saturated])
-def test_masked_gradients_are_flagged(honest, masked):
+def test_masked_gradients_are_flagged(honest, masked, brief):
     model, test = honest
     checks, table = failed(masked(model).eval(), test, model)
     assert {"RA at eps 0.5", "RA under Square", "RA under images made for itself"} <= checks, table.to_string()
