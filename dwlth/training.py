@@ -203,11 +203,8 @@ def read_checkpoint(path: Path, start: str = "") -> dict:
     far the epoch under way is (empty after an epoch), and `start`, the fingerprint of the weights that the training
     began with. Older checkpoints lack the last two.
 
-    Args:
-        start: what the fingerprint should be, where it matters.
-
     Raises:
-        DwlthError: if the file is no such checkpoint, damaged, or another training's.
+        DwlthError: for a file that is no such checkpoint, is damaged, or began with others than a given `start`.
     """
     state = read_state(path)
     if not isinstance(state, dict) or state.keys() - {"within", "start"} != {"net", "optimizer", "fits"}:

@@ -165,18 +165,6 @@ def transfers(table: pd.DataFrame, downstream: str, fraction: float | None = Non
     return runs if fraction is None else runs[runs["fraction"] == fraction]
 
 
-def over(runs: pd.DataFrame, by: str, base: str, index: list[str]) -> pd.DataFrame:
-    """What each value of the column `by` is better by than the value `base`, in points (below 0: worse), where all of
-    `index` is the same: a row for each, with the `criterion` and the `points`. SA and RA of `runs` are in percent."""
-    parts = [pd.DataFrame(columns=[*index, by, "points", "criterion"])]
-    for criterion, (regime, metric) in CRITERIA.items():
-        wide = runs[runs["regime"] == regime].pivot_table(metric, index, by)
-        if base in wide and wide.shape[1] > 1:
-            points = wide.sub(wide.pop(base), axis=0).stack().dropna().rename_axis([*index, by]).rename("points")
-            parts.append(points.reset_index().assign(criterion=criterion))
-    return pd.concat(parts[1:] or parts, ignore_index=True)
-
-
 def judge(
     table: pd.DataFrame, downstream: str, fraction: float, source: str, round_: int, margins: Mapping[str, float]
 ) -> str:

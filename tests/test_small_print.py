@@ -269,18 +269,18 @@ def test_results_of_the_readme_are_those_of_the_tables():
         f"it has {sa['oneshot']:.1f} points less SA after standard transfer and {ra['oneshot']:.1f} points less RA, "
     )
     attacked = mean["SA, adversarial transfer"]
-    words += f"but {attacked['oneshot']:.1f} points less SA after adversarial transfer (two seeds). "
+    words += f"but {attacked['oneshot']:.1f} points less SA after adversarial transfer (three seeds). "
     of = pruned.set_index(["criterion", "method", "source"])["points"]
     lost = -of["SA, adversarial transfer", "oneshot", "adversarial"].mean()
-    words += f"That is {lost:.1f} points for the adversarial source, one of whose two networks kept epoch 6;"
+    words += f"That is {lost:.1f} points for the adversarial source, one of whose three networks kept epoch 6;"
     assert words in TEXT
     transfers = photographs.query("stage == 'transfer' and regime == 'adversarial' and fraction == 0.1")
     transfers = transfers.query("round == 11").set_index(["method", "source", "seed"])
     ones = transfers.loc["oneshot"]
-    assert sorted(ones.index[ones["epoch_best_ra"] == 5]) == [("adversarial", 0)] and len(ones) == 6
+    assert sorted(ones.index[ones["epoch_best_ra"] == 5]) == [("adversarial", 0)] and len(ones) == 9
     gap = 100 * (transfers["sa_best_sa"]["imp"] - ones["sa_best_sa"]).mean()
     assert f"where all keep their best SA the mean is {gap:.1f}." in TEXT
-    words = "Random pruning (two seeds) has "
+    words = "Random pruning (three seeds) has "
     words += f"{sa['random']:.1f}, {attacked['random']:.1f} and {ra['random']:.1f} points less."
     words += f" SNIP at the pre-trained weights (three seeds) has {sa['snip']:.1f} points less SA after standard"
     words += f" transfer, and {attacked['snip']:.1f} points less SA and {ra['snip']:.1f} points less RA after"

@@ -12,7 +12,7 @@ from dwlth.controls import other
 from dwlth.errors import NotYet
 from dwlth.presets import in_order, in_words
 from dwlth.results import percents, sparsity_by_round
-from dwlth.verdict import CRITERIA, bounds, over
+from dwlth.verdict import CRITERIA, bounds
 
 PARTS = ("weights", "mask", "match", "seeds", "rest")
 """What the spread of a crossing is due to; see `variance`."""
@@ -141,6 +141,18 @@ def against_imp(table: pd.DataFrame, downstream: str, fraction: float | None = N
             "no pruning but IMP in the table: `python -m dwlth run PRESET` with `--set methods=shuffled` makes it"
         )
     return found
+
+
+def over(runs: pd.DataFrame, by: str, base: str, index: list[str]) -> pd.DataFrame:
+    """What each value of the column `by` is better by than the value `base`, in points (below 0: worse), where all of
+    `index` is the same: a row for each, with the `criterion` and the `points`. SA and RA of `runs` are in percent."""
+    parts = [pd.DataFrame(columns=[*index, by, "points", "criterion"])]
+    for criterion, (regime, metric) in CRITERIA.items():
+        wide = runs[runs["regime"] == regime].pivot_table(metric, index, by)
+        if base in wide and wide.shape[1] > 1:
+            points = wide.sub(wide.pop(base), axis=0).stack().dropna().rename_axis([*index, by]).rename("points")
+            parts.append(points.reset_index().assign(criterion=criterion))
+    return pd.concat(parts[1:] or parts, ignore_index=True)
 
 
 def words(table: pd.DataFrame, downstream: str, fraction: float | None = None) -> str:

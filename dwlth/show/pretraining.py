@@ -10,8 +10,9 @@ from matplotlib.lines import Line2D
 from dwlth.errors import NotYet
 from dwlth.results import percents, sparsity_by_round
 from dwlth.show import style
+from dwlth.show.crossing import over
 from dwlth.show.style import WIDTH, Picture, interval, legend, percent, sparsity_axis, styled
-from dwlth.verdict import CRITERIA, over, transfers
+from dwlth.verdict import CRITERIA, transfers
 
 
 @styled()
