@@ -152,12 +152,13 @@ def test_an_attack_without_steps_is_refused(honest):
 
 
 def test_the_command_writes_a_table_and_claims(tiny_args, tmp_path, capsys, monkeypatch):
-    """A small network is audited on one thread, as it is trained."""
+    """A small network is audited on one thread, as it is trained. At this eps nothing stands, so it takes seconds."""
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     threads = []
     counted = lambda *args, **named: threads.append(torch.get_num_threads()) or audit(*args, **named)
     monkeypatch.setattr("dwlth.running.audit.audit", counted)
     small = [*tiny_args, "--set", "autoattack_images=40", "--set", "rounds=0,2", "--set", "fractions=1.0"]
+    small += ["--set", "evaluation.eps=0.8"]
     place = ["--results", str(tmp_path), "--workers", "1"]
     assert main(["run", "digits", *small, *place]) == 0
     capsys.readouterr()

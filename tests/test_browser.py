@@ -213,7 +213,7 @@ def test_the_lab_opens_on_the_first_notebook(page, lab, picture):
     picture("lab")
 
 
-@pytest.mark.parametrize("name", [path.name for path in NOTEBOOKS if path.name[:2] not in ("03", "07")])
+@pytest.mark.parametrize("name", [path.name for path in NOTEBOOKS if path.name[:2] in ("00", "04", "06")])
 def test_a_notebook_runs_as_a_page(name, page, lab, picture):
     run_all(page, lab, name)
     picture(f"{name[:2]}-page")
