@@ -325,6 +325,22 @@ def test_runs_that_the_processes_cannot_share_are_refused_before_any_begins(monk
         distributed.check(paper, paper.grid())
 
 
+def test_helpers_leave_signals_to_the_first_process():
+    """A process of its own, which helps with nothing."""
+    script = """
+import signal
+from types import SimpleNamespace
+from dwlth.fast import team
+from dwlth.running import distributed
+team.current = SimpleNamespace(tell=lambda: None)
+distributed._help()
+names = [name for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+assert all(signal.getsignal(getattr(signal, name)) == signal.SIG_IGN for name in names)
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+
+
 def test_each_process_decodes_its_own_images(tmp_path, monkeypatch):
     from PIL import Image
 
