@@ -209,11 +209,11 @@ def test_a_failed_dense_network_counts_against_no_ticket():
     runs = planted(lambda *_: 0.0, seeds=8).assign(status="ok")
     lost = (runs["seed"] == 0) & (runs["round"] == 0) & (runs["regime"] == "standard") & (runs["source"] == "standard")
     runs.loc[lost & (runs["fraction"] == 1), ["sa", "ra", "status"]] = np.nan, np.nan, "failed"
-    dense = "1 of the failed runs are of dense networks: their seeds are left out"
+    dense = "1 run of a dense network failed (diverged): its seed is left out"
     assert report.notes(runs) == [dense]
     assert (verdict(runs, MARGINS)["round"] == 6).all()
     runs.loc[(runs["seed"] == 1) & (runs["round"] == 2) & (runs["regime"] == "standard"), "status"] = "failed"
-    assert report.notes(runs) == ["4 runs failed (diverged): each counts against its ticket", dense]
+    assert report.notes(runs) == ["4 runs of tickets failed (diverged): each counts against its ticket", dense]
     others = pd.concat([runs, runs[runs["round"] == 2].assign(method="shuffled", status="failed")])
     assert report.notes(others) == report.notes(runs)
 

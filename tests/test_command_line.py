@@ -289,7 +289,8 @@ def test_a_run_whose_loss_is_nan_is_recorded_and_the_others_go_on(road, tmp_path
     assert (table["status"] == "failed").equals(table["regime"] == "standard")
     assert table["sa"].isna().equals(table["status"] == "failed")
     assert captured.err.count("the loss became nan in epoch ") == 6
-    assert "6 runs failed (diverged): each counts against its ticket" in captured.out
+    assert "4 runs of tickets failed (diverged): each counts against its ticket" in captured.out
+    assert "2 runs of dense networks failed (diverged): their seeds are left out" in captured.out
 
 
 def test_what_needs_a_failed_run_is_blocked(tmp_path, road, capsys):

@@ -336,7 +336,7 @@ def test_a_signal_to_the_whole_group_ends_no_worker(streamed):
     """A training finishes its step then, and saves it; for that it needs the next batch."""
     split = Streamed(streamed.paths, streamed.labels, workers=2)
     batches = split.batches(2, torch.Generator().manual_seed(0), VIEW)
-    got = [next(batches)]
+    got = [next(batches), next(batches)]  # so both workers are there
     for worker in split._loader._iterator._workers:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
             os.kill(worker.pid, number)

@@ -364,6 +364,7 @@ def test_sound_keeps_the_last_epoch_without_overfitting_also_when_resumed(model,
         with pytest.raises(OutOfTime):
             options = {"checkpoint": path, "on_epoch": lambda row, stop=stop: row["epoch"] == stop}
             fit(model, recipe, task.train, task.val, seed=0, **options)
+        model.load_state_dict(start)
         kept.append(fit(model, recipe, task.train, task.val, seed=0, checkpoint=path).best["sound"])
     for best in kept:
         assert best["epoch"] == straight.best["sound"]["epoch"] == 1

@@ -479,7 +479,7 @@ def test_the_report_is_whole():
     assert [line.split()[-1] for line in tested if line] == ["double-win"] * up_to + ["not"]
     shared = runs.assign(source_seed=0)
     assert "4 transfer seeds of one source: the spread is that of the transfer" in report.report(shared, preset)
-    assert "1 run failed (diverged): it counts against its ticket" in report.report(failed(runs[:80], 0, 3), preset)
+    assert "1 run of a ticket failed (diverged): it counts against the ticket" in report.report(failed(runs[:80], 0, 3), preset)
 
 
 @pytest.fixture

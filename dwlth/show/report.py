@@ -169,10 +169,11 @@ def notes(table: pd.DataFrame) -> list[str]:
         failed = table[(table["status"] == "failed") & (table["method"] == "imp")]
         dense = ((failed["stage"] == "transfer") & (failed["round"] == 0)).sum()
         if tickets := failed["stage"].isin(["imp", "transfer"]).sum() - dense:
-            many = f"{tickets} runs failed (diverged): each counts against its ticket"
-            lines += [many if tickets > 1 else "1 run failed (diverged): it counts against its ticket"]
+            many = f"{tickets} runs of tickets failed (diverged): each counts against its ticket"
+            lines += [many if tickets > 1 else "1 run of a ticket failed (diverged): it counts against the ticket"]
         if dense:
-            lines += [f"{dense} of the failed runs are of dense networks: their seeds are left out"]
+            many = f"{dense} runs of dense networks failed (diverged): their seeds are left out"
+            lines += [many if dense > 1 else "1 run of a dense network failed (diverged): its seed is left out"]
     return lines
 
 
