@@ -287,7 +287,7 @@ def test_the_last_screen_is_short_and_says_where_to_go(seeds, last):
     assert len(lines) <= 25 and max(map(len, lines)) <= 120
     assert "Look at quickstart-of-a-test/digits/figures/curves-digits5-9-1.png" in text and "make lab" in text
     assert sum(line.startswith(("supported", "contradicted", "undecided")) for line in lines) == 6
-    assert "1 run failed" in text and ("one seed decides nothing" in text) == (seeds == 1)
+    assert "1 run of a ticket failed" in text and ("one seed decides nothing" in text) == (seeds == 1)
 
 
 AUDIT = [("a", "adversarial", "passes"), ("b", "adversarial", ""), ("a", "standard", "passes"), ("b", "standard", "")]
