@@ -266,6 +266,13 @@ def test_the_seeds_of_a_verdict_are_those_of_the_ticket_that_it_names():
     assert verdict.verdict(none, MARGINS)[["round", "pairs"]].to_numpy().tolist() == [[0, 8]]
 
 
+def test_two_seeds_with_the_very_same_difference_decide():
+    """As docs/verdict.md warns: a spread of 0 is taken for what it is seen as."""
+    same = lambda loss: lambda k, seed: 80.0 - loss * (k > 0)
+    assert one(table(same(0.9), EQUAL, EQUAL, seeds=2))["answer"] == "double-win"
+    assert one(table(same(1.1), EQUAL, EQUAL, seeds=2))["answer"] == "not"
+
+
 def test_a_source_with_one_round():
     only = verdict.verdict(table(EQUAL, EQUAL, EQUAL, seeds=5, rounds=[0, 7]), MARGINS).iloc[0]
     assert only["round"] == 7 and pd.isna(only["next_round"]) and only["next_answer"] == only["why"] == ""
@@ -479,7 +486,9 @@ def test_the_report_is_whole():
     assert [line.split()[-1] for line in tested if line] == ["double-win"] * up_to + ["not"]
     shared = runs.assign(source_seed=0)
     assert "4 transfer seeds of one source: the spread is that of the transfer" in report.report(shared, preset)
-    assert "1 run of a ticket failed (diverged): it counts against the ticket" in report.report(failed(runs[:80], 0, 3), preset)
+    assert "1 run of a ticket failed (diverged): it counts against the ticket" in report.report(
+        failed(runs[:80], 0, 3), preset
+    )
 
 
 @pytest.fixture

@@ -160,12 +160,13 @@ def run_all(
         _check_writable(folder.path)
     folder.write_preset()
     files.sweep(folder.path)
-    trained = {run for run in runs if isinstance(folder.preset.recipe(run), Recipe)}  # others are only measured
-    for name in {run.downstream or folder.preset.upstream for run in runs}:
+    task = lambda run: run.downstream or folder.preset.upstream
+    trained = {task(run) for run in runs if isinstance(folder.preset.recipe(run), Recipe)}
+    for name in {task(run) for run in runs}:
         try:
             fetch(name, folder.data)  # before several processes do it at once
         except DwlthError:
-            if name in {run.downstream or folder.preset.upstream for run in trained}:
+            if name in trained:  # a given source is only measured on it
                 raise
     shown = workers == 1 and not scheduler and not bars.in_log()
     work = partial(execute, folder, deadline, command, shown, on_epoch=on_epoch)

@@ -75,8 +75,8 @@ def of_transfers(table: pd.DataFrame, downstream: str, fraction: float) -> Sente
             dense = means[column][regime, 0]
             lines += [f"- {question} The dense networks have {_levels(dense)}"]
     ra = 100 * runs[runs["regime"] == "adversarial"].pivot_table("ra", ["source", "seed"], "round")
-    lost = (ra[last] - ra[0]).groupby("source").mean().dropna() if {0, last} <= {*ra.columns} else ra.sum(axis=1)[:0]
-    if last > 0 and len(lost):
+    lost = ra.reindex(columns=[0, last]).diff(axis=1)[last].groupby("source").mean().dropna() if last > 0 else ()
+    if len(lost):
         sparsity = runs.loc[runs["round"] == last, "sparsity"].iloc[0]
         each = _listed([f"{lost[name]:+.1f} ({in_words(name)} pre-training)" for name in in_order(lost.index)])
         lines += [
@@ -89,10 +89,8 @@ def of_transfers(table: pd.DataFrame, downstream: str, fraction: float) -> Sente
 def of_fractions(table: pd.DataFrame, downstream: str) -> Sentences:
     """What robust pre-training gains over standard pre-training, with each fraction of the data: dense networks."""
     runs = table[(table["stage"] == "transfer") & (table["downstream"] == downstream) & (table["round"] == 0)]
-    seen, lines = (
-        100 * runs.groupby(["fraction", "source", "seed", "regime"])[["sa", "ra"]].mean().unstack("regime"),
-        [],
-    )
+    lines, by = [], ["fraction", "source", "seed", "regime"]
+    seen = 100 * runs.groupby(by)[["sa", "ra"]].mean().unstack("regime")
     criteria = {
         "RA after adversarial transfer": ("ra", "adversarial"),
         "SA after standard transfer": ("sa", "standard"),
