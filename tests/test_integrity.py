@@ -483,6 +483,15 @@ def test_numbers_and_names_that_look_like_numbers_survive(copy):
     assert table["commit"].tolist() == commits == table["id"].tolist()[::-1]
 
 
+def test_a_row_stays_as_it_was_written_when_rows_without_its_numbers_join(copy):
+    table = copy.collect().head(2).assign(barrier_sa=[0.5, 1.0], epoch_best_ra=[float("nan"), 3.0])
+    write_table(copy.table, table)
+    before = copy.table.read_text()
+    joins = table.head(1).astype(object).assign(id="0" * 12, barrier_sa=None, epoch_best_ra=None)
+    write_table(copy.table, pd.concat([read_table(copy.table), joins]))
+    assert copy.table.read_text().startswith(before)
+
+
 def test_files_are_utf8_in_every_locale(tmp_path):
     script = """
 import sys

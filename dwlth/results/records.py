@@ -129,6 +129,7 @@ def sparsity_by_round(rows: pd.DataFrame) -> dict[int, float]:
 def write_table(path: Path, table: pd.DataFrame) -> None:
     """A table as CSV, each row with a checksum of its own, in the last column: rows can be sorted, filtered and put
     together, other programs read the file as any CSV, and no second file can be left behind."""
+    table = table.infer_objects()  # numbers beside cells that are empty, which pandas else writes as 0.0, not 0
     if "source_seed" in table:  # as a whole number, whatever pandas made of it
         table = table.assign(source_seed=table["source_seed"].astype(float).astype("Int64"))
     if "fraction" in table:  # which the id is made of: in full where ten digits are another number, as of 1/3
