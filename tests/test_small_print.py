@@ -279,11 +279,6 @@ def test_results_of_the_readme_are_those_of_the_tables():
     assert sorted(ones.index[ones["epoch_best_ra"] == 5]) == [("adversarial", 0)] and len(ones) == 9
     gap = 100 * (transfers["sa_best_sa"]["imp"] - ones["sa_best_sa"]).mean()
     assert f"where all keep their best SA the mean is {gap:.1f}." in TEXT
-    flow = photographs.query("method == 'synflow'")
-    assert flow.groupby("precision")["seed"].unique().map(list).to_dict() == {
-        "bfloat16": [2],
-        "float32": [0, 1],
-    }
     mean = -pruned.groupby(["source", "criterion", "method"])["points"].mean()
     sa, ra = (mean["adversarial", name] for name in names)
     own = pruned[pruned["source"] == "adversarial"].assign(points=-pruned["points"])
@@ -316,15 +311,19 @@ def test_results_of_the_readme_are_those_of_the_tables():
     trained = (
         crossed(photographs, "cifar10", kind="trained").set_index(["weights", "mask", "seed", "round"]).sort_index()
     )
-    assert {*trained.index.droplevel("round")} == {("standard", source, 0) for source in presets.SOURCES}
-    more = trained.loc["standard", "adversarial", 0] - trained.loc["standard", "standard", 0]
-    assert more.equals(trained.loc["standard", "fast_adversarial", 0] - trained.loc["standard", "standard", 0])
-    plain, attacked, robust = (more[name].to_dict() for name in verdict.CRITERIA)
-    words = f"of 91.41 % has {robust[11]:.1f} points more RA and {attacked[11]:.1f} points more SA after adversarial "
-    words += (
-        f"transfer than with its own, and {-plain[11]:.1f} points less SA after standard transfer. At 73.79 % it is "
+    assert {*trained.index.droplevel("round")} == {("standard", of, k) for of in presets.SOURCES for k in range(3)}
+    more = trained.xs("adversarial", level="mask") - trained.xs("standard", level="mask")
+    assert more.equals(trained.xs("fast_adversarial", level="mask") - trained.xs("standard", level="mask"))
+    plain, attacked, robust = ([more[name].xs(k, level="round") for k in (6, 11)] for name in verdict.CRITERIA)
+    span = lambda points, sign=1: "({:.1f} to {:.1f})".format(*interval(sign * points))
+    words = (
+        f"of 91.41 % has {robust[1].mean():.1f} points more RA {span(robust[1])} and {attacked[1].mean():.1f} points "
+        f"more SA {span(attacked[1])} after adversarial transfer than with its own, and {-plain[1].mean():.1f} points "
+        f"less SA after standard transfer {span(plain[1], -1)}. At 73.79 % it is {robust[0].mean():.1f} points more "
+        f"RA, {attacked[0].mean():.1f} more and {-plain[0].mean():.1f} less SA, whose intervals hold 0."
     )
-    assert f"{words}{robust[6]:.1f} points more RA, {attacked[6]:.1f} more and {-plain[6]:.1f} less SA." in TEXT
+    assert words in TEXT
+    assert all(low < 0 < high for low, high in (interval(of[0]) for of in (plain, attacked, robust)))
     ways = read_table(ROOT / "results" / "cifar-small" / "table.csv").query("stage == 'connect'")
     assert {*ways["source"]} == {*presets.SOURCES} and {*ways["round"]} == {0, 11} and len(ways) == 12
     lost = 100 * ways.set_index(["source", "round", "regime"])[["barrier_sa", "barrier_ra"]].stack()
@@ -373,6 +372,14 @@ def test_results_of_the_readme_are_those_of_the_tables():
     )
     words = "at round 5 the PGD-10 source has SA {:.1f} % and RA {:.1f} %, the other {:.1f} and {:.1f} %"
     assert words.format(*near.loc["adversarial"], *near.loc["fast_adversarial"]) in page
+    rough = photographs.query("precision == 'float32' and stage in ('transfer', 'connect')")
+    rough = rough.assign(way=rough["method"].str.partition("@")[0]).groupby(["stage", "way", "round", "seed"]).groups
+    assert set(rough) == {  # which the table of the page names
+        *(("transfer", "synflow", k, seed) for k in (6, 11) for seed in (0, 1)),
+        *(("transfer", way, 11, seed) for way in ("oneshot", "random") for seed in (1, 2)),
+        *(("transfer", "trained", k, 0) for k in (6, 11)),
+        *(("connect", "imp", k, 0) for k in (0, 11)),
+    }
     for source in whole.index.unique("source"):
         plain, attacked = whole.loc[source, "standard"], whole.loc[source, "adversarial"]
         row = f"| {source.replace('_', ' ')} | {plain['sa']:.1f} % | {attacked['sa']:.1f} % | {attacked['ra']:.1f} % |"
