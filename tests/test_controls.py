@@ -416,6 +416,7 @@ def test_the_pictures_show_the_numbers(tmp_path):
     alike = (three["method"] == "trained@adversarial") & (three["source"] == "fast_adversarial")
     alike |= (three["method"] == "trained@fast_adversarial") & (three["source"] == "adversarial")
     blank = pictures.draw_crossing(three[~alike], "digits5-9", kind="trained")
+    assert not any(line.get_visible() for ax in blank.axes for line in [*ax.get_xgridlines(), *ax.get_ygridlines()])
     assert len(blank.axes[0].texts) == 7 and "nan" not in "".join(text.get_text() for text in blank.axes[0].texts)
     with pytest.raises(NotYet, match="no analysis of variance of kind trained: some cells are missing"):
         crossing.variance(three[~alike], "digits5-9", kind="trained")

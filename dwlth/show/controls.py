@@ -53,6 +53,7 @@ def draw_crossing(table: pd.DataFrame, downstream: str, fraction: float | None =
             where |= {"vmin": min(bottom, top - 10), "vmax": top}
             sns.heatmap(means, cmap="mako_r", annot=np.array(texts), fmt="", cbar=False, **where)
             panel.tick_params(labelsize="x-small", rotation=0)
+            panel.grid(False)  # a blank cell would show its lines
             panel.set(xlabel=KINDS[kind] if round_ == rounds[-1] else "", ylabel="", title="")
         line[0].set_ylabel(f"{100 * sparsity[round_]:.4g} % pruned\nSource of the weights")
     for panel, criterion in zip(grid[0], CRITERIA):
