@@ -321,7 +321,7 @@ def test_results_of_the_readme_are_those_of_the_tables():
     assert all(set(of.index) == {(seed, k) for seed in range(3) for k in (6, 11)} for of in gains.values())
     means = pd.concat(gains).groupby(level=[0, 2]).mean()
     assert (means.xs(6, level=1) / means.xs(11, level=1)).stack().between(0, 1).all()
-    of = {key: of for key, of in pd.concat(gains).xs(11, level=2).stack().groupby(level=[0, 2])}
+    of = dict(iter(pd.concat(gains).xs(11, level=2).stack().groupby(level=[0, 2])))
     said = lambda key, sign=1: (sign * of[key].mean(), *interval(sign * of[key]))
     plain, attacked, ra = verdict.CRITERIA
     words = "{:.1f} points more RA ({:.1f} to {:.1f}) and {:.1f} points more SA ({:.1f} to {:.1f}) after adversarial"
