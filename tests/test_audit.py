@@ -252,13 +252,19 @@ def test_an_audit_is_of_linf():
         audit(nn.Flatten(), None, Attack(0.5, 0.1, 10, norm="l2"))
 
 
-def test_networks_of_several_seeds_and_tasks_have_columns_of_their_own():
+def test_networks_have_the_mean_over_seeds_and_those_of_several_tasks_columns_of_their_own():
     one = pd.DataFrame({"check": ["SA and RA", "RA at 0.5, 1 eps"], "found": ["90.0 and 50.0 %", "60.0, 50.0 %"]})
-    one = one.assign(honest="", verdict="", source="standard", sparsity=0.0)
-    seeds = pd.concat([one.assign(seed=seed, id=f"{seed:x}") for seed in (0, 1)])
-    assert checks(one.assign(seed=0, id="a")).columns.tolist()[1:] == ["Standard, dense"]
-    assert checks(seeds).columns.tolist()[1:] == ["Standard, dense, seed 0", "Standard, dense, seed 1"]
-    tasks = pd.concat([one.assign(seed=0, id=name) for name in ("a", "b")])
+    one = one.assign(honest="", verdict=["", "passes"], source="standard", sparsity=0.0, seed=0, id="a")
+    other = one.assign(found=["91.0 and 54.0 %", "70.0, 54.0 %"], verdict=["", "fails"], seed=1, id="b")
+    seeds = pd.concat([one, other])
+    alone, both = checks(one)["Standard, dense"], checks(seeds)["Standard, dense"]
+    assert alone.tolist() == ["90.0 and 50.0 %", "60.0, 50.0 % (passes)"]
+    assert both.tolist() == ["90.5 and 52.0 %", "65.0, 52.0 % (1 of 2 pass)"]
+    for found, title in ((one, "(one seed)"), (seeds, "one standard error over seeds")):
+        assert draw_audit(found).get_suptitle().find(title) > 0
+    (line,) = draw_audit(seeds).axes[0].get_lines()
+    assert line.get_xydata().tolist() == [[0.0, 90.5], [0.5, 65.0], [1.0, 52.0]]
+    tasks = pd.concat([one, one.assign(id="b")])
     assert checks(tasks).columns[1].endswith("id a") and len(draw_audit(tasks).axes[0].get_lines()) == 2
     said = report_audit(tasks)
     assert said.index("seed 0 (a)") < said.index("90.0") < said.index("seed 0 (b)") and said.count("90.0") == 2

@@ -57,8 +57,7 @@ def pretraining(table: pd.DataFrame) -> Figure:
         sparsity_axis(panel, sparsity_by_round(runs))
         panel.set(title=f"{metric.upper()}, pre-training task", ylabel=f"{metric.upper()} (%)")
     legend(figure, *zip(style.handles(looks)))
-    band = " (band: one standard error over seeds)" if runs["seed"].nunique() > 1 else " (one seed)"
-    figure.suptitle(f"Each round of IMP, on the pre-training task{band}")
+    figure.suptitle(f"Each round of IMP, on the pre-training task{style.band_over(runs['seed'])}")
     return figure
 
 

@@ -133,6 +133,11 @@ def handles(looks: Mapping[str, Look]) -> list[Line2D]:
     return [Line2D([], [], **look.line) for look in looks.values()]
 
 
+def band_over(seeds: pd.Series) -> str:
+    """What a title says of lines with `errorbar="se"`."""
+    return " (band: one standard error over seeds)" if seeds.nunique() > 1 else " (one seed)"
+
+
 def percent(fraction: float) -> str:
     """A fraction in percent, as the figures write it: "1 %", "0.5 %"."""
     return f"{100 * fraction:.4g} %"
