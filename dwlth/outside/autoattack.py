@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from dwlth import sources, tickets
-from dwlth.attacks import Attack, batch_norm
+from dwlth.attacks import Attack
 from dwlth.errors import DwlthError
 from dwlth.evaluation import evaluate, precision_of
 from dwlth.fast import team
+from dwlth.fast.folding import fold
 from dwlth.files import write_state
 from dwlth.masks import fingerprint
 from dwlth.results import Folder
@@ -47,7 +48,7 @@ def autoattack(
     runs on current torch; torchattacks pins `requests` to 2020, and ART's ensemble is not the standard one).
 
     Args:
-        model, x, y, eps, norm: as for an `Attack`; the model is in eval mode meanwhile, and left as it was.
+        model, x, y, eps, norm: as for an `Attack`; a copy of the model in eval mode is attacked.
         seed: of all its random draws; the global generators are left alone.
         batch_size: images attacked at a time.
         attacks: only these of `apgd-ce`, `apgd-t`, `fab-t` and `square`.
@@ -66,25 +67,19 @@ def autoattack(
             "autoattack: the package pyautoattack is missing: install the extra dwlth[autoattack]"
         ) from None
 
-    # its FAB calls backward(), which must not reach the weights' .grad; a check of its own ends debuggers' traces
-    weights, trace = [p for p in model.parameters() if p.requires_grad], sys.gettrace()
-    devices = [x.device] if x.is_cuda else []
+    model = fold(model, x[:8]).requires_grad_(False)  # FAB calls backward(): not for the weights
+    with torch.no_grad():
+        classes = model(x[:1]).shape[1]
+    if classes < 4:
+        raise DwlthError(f"autoattack: the model has {classes} classes, and the targeted DLR loss needs 4")
+    trace = sys.gettrace()  # a check of its own ends debuggers' traces
     try:
-        with batch_norm(model, "eval"), torch.random.fork_rng(devices):
-            for weight in weights:
-                weight.requires_grad_(False)
-            with torch.no_grad():
-                classes = model(x[:1]).shape[1]
-            if classes < 4:
-                raise DwlthError(f"autoattack: the model has {classes} classes, and the targeted DLR loss needs 4")
-            library_norm = {"linf": "Linf", "l2": "L2"}[norm]
-            attack = AutoAttack(model, norm=library_norm, eps=eps, seed=seed, device=x.device)
+        with torch.random.fork_rng([x.device] if x.is_cuda else []):
+            attack = AutoAttack(model, norm={"linf": "Linf", "l2": "L2"}[norm], eps=eps, seed=seed, device=x.device)
             attack.attacks_to_run = list(attacks or attack.attacks_to_run)
             attack.apgd_targeted.n_target_classes = attack.fab.n_target_classes = min(9, classes - 1)
             return attack.run_standard_evaluation(x.contiguous(), y, batch_size=batch_size)[0]
     finally:
-        for weight in weights:
-            weight.requires_grad_(True)
         sys.settrace(trace)
 
 
