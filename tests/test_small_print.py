@@ -1,6 +1,7 @@
 """What the papers around the code say is true: commands, names, links, layers, environments and examples."""
 
 import ast
+import inspect
 import io
 import json
 import re
@@ -19,6 +20,7 @@ from dwlth import masks, models, presets, verdict
 from dwlth.controls import METHODS
 from dwlth.interface.commands import _parser
 from dwlth.results import Folder, read_table
+from dwlth.running import checks
 from dwlth.running.settings import override
 from dwlth.show.claims import scoreboard
 from dwlth.show.crossing import against_imp, crossed, variance
@@ -527,13 +529,29 @@ def test_a_folder_of_images_needs_no_code(tmp_path, tiny_args):
 def test_the_audit_of_the_readme_is_the_committed_one():
     found = pd.read_csv(ROOT / "results" / "digits" / "audit.csv", keep_default_na=False)
     judged, failed = found[found["verdict"] != ""], found[found["verdict"] == "fails"]
-    assert f"{len(judged) - len(failed)} of {len(judged)} checks pass" in TEXT
-    assert set(failed["source"]) == {"fast_adversarial"}
+    assert (found.groupby(["source", "sparsity"])["seed"].nunique() == 10).all()
+    passed = f"{len(judged) - len(failed)} of {len(judged)} checks"
+    assert f"{passed} of {found['id'].nunique()} networks pass" in TEXT
+    planted = found[found["check"].str.startswith("planted")]
+    tried = failed[failed["check"].str.startswith("planted")]
+    assert len(tried) == 12 and "Twelve of the others are active tests" in TEXT
+    dense = (planted["source"] == "fast_adversarial") & (planted["sparsity"] == 0)
+    assert (planted[dense]["verdict"] == "fails").sum() == 7 and "For seven of the ten dense networks" in TEXT
+    hits, weak = planted[dense]["found"].str.split(" of ", expand=True).astype(int).sum()
+    assert f"of {weak} weaknesses it finds {hits}." in TEXT
     percents = found.assign(ra=found["found"].str.extract(r"([\d.]+) %$", expand=False).astype(float))
-    ra = percents.pivot(index=["source", "sparsity"], columns="check", values="ra").loc["fast_adversarial"]
-    lost = (ra["SA and RA"] - ra["RA under 5 restarts"]).tolist()
-    assert "its dense network and its ticket {:.1f} and {:.1f} points of RA".format(*lost) in TEXT
-    hits, planted = failed[failed["check"].str.startswith("planted")]["found"].item().split(" of ")
-    assert f"misses {int(planted) - int(hits)} of {planted} weaknesses" in TEXT
+    ra = percents.pivot(index=["source", "sparsity", "seed"], columns="check", values="ra")
+    lost = ra.rsub(ra["SA and RA"], axis=0).round(1)
+    square, again = (lost[name] for name in ("RA under Square, a black-box attack", "RA under 5 restarts"))
+    few, two = square[square > 1], sorted(again[again > 3])
+    assert len(failed) == len(tried) + len(few) + len(two)
+    assert len(few) == 3 and {*few.index.get_level_values(0)} == {"adversarial"}
+    assert f"Square leaves three networks of the adversarial source {few.min()} to {few.max()} points less" in TEXT
+    assert {*again[again > 3].index.get_level_values(0)} == {"fast_adversarial"}
+    assert "cost two networks of the fast adversarial source {} and {} points".format(*two) in TEXT
+    assert f"AutoAttack costs up to {lost['RA under AutoAttack'].max()} points more" in TEXT
+    assert (
+        f"networks of `results/digits/audit.csv` 0 to {again.max()}" in inspect.getsource(checks) and again.min() == 0
+    )
     claims = json.loads((ROOT / "results" / "digits" / "claims.json").read_text())["claims"]
-    assert {claim["commit"] for claim in claims} == {"bf1fc35be684"} and "commit bf1fc35be684" in TEXT
+    assert len(claims) == found["id"].nunique() and all(re.fullmatch("[0-9a-f]{12}", of["commit"]) for of in claims)

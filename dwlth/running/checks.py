@@ -23,8 +23,8 @@ from dwlth.outside.autoattack import autoattack
 POINTS = 1.0
 """Points that a weaker attack may seem stronger by, for chance (our choice)."""
 CONVERGED = 3.0
-"""Points of RA that five times the steps, or five restarts, may cost (our choice; five restarts cost the five
-networks of `results/digits/audit.csv` 1.1 to 3.7)."""
+"""Points of RA that five times the steps, or five restarts, may cost (our choice; five restarts cost the fifty
+networks of `results/digits/audit.csv` 0 to 3.7)."""
 BEYOND_PGD = 8.0
 """Points of RA that AutoAttack may cost beyond PGD (our choice: for RobustBench's honest networks it is 2 to 5)."""
 FOUND = 0.95
