@@ -192,12 +192,15 @@ def draw_connectivity(table: pd.DataFrame, downstream: str, fraction: float | No
     looks, regimes = style.of_sources(runs["source"]), sorted(runs["regime"].unique(), reverse=True)
     titles = ["SA (points lost)", "RA (points lost)", "Loss (nats)", "Adversarial loss (nats)"]
     runs = runs.assign(barrier_sa=100 * runs["barrier_sa"], barrier_ra=100 * runs["barrier_ra"])
+    apart = 0.04 * max(1, runs["round"].max() - runs["round"].min())  # so that no bar hides another
+    shift = {source: apart * (i - (len(looks) - 1) / 2) for i, source in enumerate(looks)}
+    runs = runs.assign(place=runs["round"] + runs["source"].map(shift))
     figure = Picture(figsize=(WIDTH, 0.8 + 2.3 * len(regimes)), layout="constrained")
     grid = figure.subplots(len(regimes), len(BARRIERS), squeeze=False, sharex=True)
     for line, regime in zip(grid, regimes):
         for panel, column, title in zip(line, BARRIERS, titles):
             bars = {"err_style": "bars", "err_kws": {"capsize": 2}, "estimator": "mean", "errorbar": interval}
-            style.lines(panel, runs[runs["regime"] == regime], "round", column, "source", looks, **bars)
+            style.lines(panel, runs[runs["regime"] == regime], "place", column, "source", looks, **bars)
             sparsity_axis(panel, sparsity_by_round(runs))
             panel.set(ylabel="", title=title if regime == regimes[0] else "")
             high = max(panel.get_ylim()[1], 0.1 if "loss" in column else 1.0)  # what is next to nothing looks so
