@@ -100,11 +100,11 @@ def test_the_commands_of_the_last_screen_run_in_a_new_shell(tmp_path, monkeypatc
     monkeypatch.setattr("dwlth.interface.commands._draw", lambda folder: [])
     bare = os.pathsep.join(p for p in os.environ["PATH"].split(os.pathsep) if not p.startswith(sys.prefix))
     monkeypatch.setenv("PATH", bare)
-    assert main(["run", "digits", "--results", "my results"]) == 0
+    assert main(["run", "digits", "--results", "my results", "--data", "my data"]) == 0
     said = capsys.readouterr().out
     activate = re.search(r"^First, once in this shell.*: (source .*)$", said, re.M).group(1)
     verdict = re.search(r"all numbers: (.*)\)$", said, re.M).group(1)
-    assert verdict == "python -m dwlth verdict digits --results 'my results'"
+    assert verdict == "python -m dwlth verdict digits --results 'my results' --data 'my data'"
     environment = {k: v for k, v in os.environ.items() if k != "VIRTUAL_ENV"} | {"PYTHONPATH": str(ROOT)}
     where = subprocess.run(["bash", "-c", f"{activate} && command -v python"], capture_output=True, text=True)
     assert Path(where.stdout.strip()).parent == Path(sys.prefix, "bin"), where.stderr
