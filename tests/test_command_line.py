@@ -467,8 +467,8 @@ def test_inspect_describes_folders_presets_and_the_papers_numbers(copy, capsys, 
         (results.path / "preset.json", rf"the numbers of the preset {tiny.name}: a small_resnet.*100, 1 % of the data"),
         ("results/paper.csv", "6 sparsest double-win tickets that the paper names: standard on CIFAR-10 89.26%"),
         (tmp_path / "images", "1 files in 1 classes"),
-        ("results/digits/audit.csv", "an audit: 45 checks of 5 networks, of which 3 fail"),
-        ("results/digits/claims.json", "what an audit found of 5 networks"),
+        ("results/digits/audit.csv", "an audit: 450 checks of 50 networks, of which 17 fail"),
+        ("results/digits/claims.json", "what an audit found of 50 networks"),
     ):
         assert main(["inspect", str(path)]) == 0
         assert re.search(words, capsys.readouterr().out), path
