@@ -347,8 +347,14 @@ def test_results_of_the_readme_are_those_of_the_tables():
     assert said.format(most.mean(), *interval(most), fast.mean(), *interval(fast)) in TEXT
     assert all(interval(of)[0] < 1 < interval(of)[1] for of in (most, fast))
     assert f"All other networks lose {max(of.mean() for of in lost.values()):.1f} points at most, in the mean" in TEXT
-    audited = pd.read_csv(ROOT / "results" / "cifar-small" / "audit.csv")["verdict"].dropna()
-    assert f"{(audited == 'passes').sum()} of {len(audited)} checks of them pass" in TEXT
+    audited = pd.read_csv(ROOT / "results" / "cifar-small" / "audit.csv")
+    assert (audited.groupby(["source", "sparsity"])["seed"].nunique() == 3).all()
+    passed, judged = (audited["verdict"] == "passes").sum(), audited["verdict"].count()
+    assert f"{passed} of {judged} checks of {audited['id'].nunique()} networks pass, on the first" in TEXT
+    ra = audited.assign(ra=audited["found"].str.extract(r"([\d.]+) %$", expand=False).astype(float))
+    ra = ra.pivot(index="id", columns="check", values="ra")
+    lost = (ra["SA and RA"] - ra["RA under AutoAttack"]).round(1)
+    assert f"AutoAttack costs them {lost.min()} to {lost.max()} points more than PGD-20" in TEXT
     epochs = photographs.query("fraction == 0.1 and regime == 'adversarial' and source == 'fast_adversarial'")
     (early,) = epochs.query("method == 'imp' and stage == 'transfer' and epoch_best_ra == 5").itertuples()
     words = f"has {100 * early.sa:.1f} % SA because epoch 6 was kept; epoch 12 has {100 * early.sa_best_sa:.1f} %"
