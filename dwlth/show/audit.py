@@ -31,11 +31,12 @@ def checks(found: pd.DataFrame) -> pd.DataFrame:
 def _over_seeds(rows: pd.DataFrame) -> str:
     """What one check found in each seed of a network, in few words."""
     found, verdicts = rows["found"].iloc[0], rows["verdict"][rows["verdict"] != ""]
+    verdict = "".join(verdicts[:1])
     if len(rows) > 1:
         means = np.mean([[float(number) for number in NUMBER.findall(text)] for text in rows["found"]], axis=0)
         found = NUMBER.sub("{:.1f}", found).format(*means)
-        return f"{found} ({(verdicts == 'passes').sum()} of {len(verdicts)} pass)" if len(verdicts) else found
-    return f"{found} ({verdicts.item()})" if len(verdicts) else found
+        verdict = verdict and f"{(verdicts == 'passes').sum()} of {len(verdicts)} pass"
+    return f"{found} ({verdict})" if verdict else found
 
 
 @styled()

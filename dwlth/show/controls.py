@@ -191,10 +191,10 @@ def draw_connectivity(table: pd.DataFrame, downstream: str, fraction: float | No
         raise NotYet("no way between two trainings in the table: `python -m dwlth connect PRESET` makes it")
     looks, regimes = style.of_sources(runs["source"]), sorted(runs["regime"].unique(), reverse=True)
     titles = ["SA (points lost)", "RA (points lost)", "Loss (nats)", "Adversarial loss (nats)"]
-    runs = runs.assign(barrier_sa=100 * runs["barrier_sa"], barrier_ra=100 * runs["barrier_ra"])
     apart = 0.04 * max(1, runs["round"].max() - runs["round"].min())  # so that no bar hides another
     shift = {source: apart * (i - (len(looks) - 1) / 2) for i, source in enumerate(looks)}
-    runs = runs.assign(place=runs["round"] + runs["source"].map(shift))
+    place = runs["round"] + runs["source"].map(shift)
+    runs = runs.assign(barrier_sa=100 * runs["barrier_sa"], barrier_ra=100 * runs["barrier_ra"], place=place)
     figure = Picture(figsize=(WIDTH, 0.8 + 2.3 * len(regimes)), layout="constrained")
     grid = figure.subplots(len(regimes), len(BARRIERS), squeeze=False, sharex=True)
     for line, regime in zip(grid, regimes):
