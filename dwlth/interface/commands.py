@@ -196,7 +196,8 @@ def check_robustness(args) -> int:
         return ends
     try:
         with machine.stopping() as signals:
-            found = audit_transfers(replace(folder, device=here), runs, args.source or (), workers, deadline)
+            where = replace(folder, device=here)
+            found = audit_transfers(where, runs, args.source or (), workers, deadline, _command(args))
     except OutOfTime:
         return STOPPED.get(signals[0], 3) if signals else 3
     print(report.report_audit(found))

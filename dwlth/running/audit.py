@@ -30,17 +30,19 @@ def audit_transfers(
     sources: Collection[str] = (),
     workers: int = 1,
     deadline: float = math.inf,
+    command: str = "dwlth.running.audit.audit_transfers",
 ) -> pd.DataFrame:
     """The checks of the networks that transfers ended with, on the first `preset.autoattack_images` test images. The
     images made for the dense network of another source are tried on each. Writes `audit.csv`, and `claims.json` with
-    what RobustBench asks of an entry, into the results' folder, after each network. One that is in both is not audited
-    again; so an audit that was stopped goes on.
+    what RobustBench asks of an entry and where it comes from, into the results' folder, after each network. One that is
+    in both is not audited again; so an audit that was stopped goes on.
 
     Args:
         runs: transfers under adversarial training, whose networks are on disk.
         sources: audit only the networks of these; by default of all.
         workers: processes, with a network at a time each.
         deadline: no further network is begun after it (seconds, as of `time.time`), or after a signal.
+        command: for the claims.
 
     Returns:
         `audit.csv`: the rows of the checks for each network, with its run's `id`, `source`, `sparsity` and `seed`.
@@ -56,7 +58,8 @@ def audit_transfers(
         _, claim = audited.get(folder.preset.run_id(run), (None, {}))
         if (not sources or run.source in sources) and claim.get("evaluation") != evaluation:
             same = [other for other in runs if (other.downstream, other.seed) == (run.downstream, run.seed)]
-            todo[run] = evaluation, [other for other in same if other.source != run.source and not other.round][:1]
+            others = [other for other in same if other.source != run.source and not other.round][:1]
+            todo[run] = evaluation, others, command
     if not todo and not audited:
         raise NotYet(f"no network to audit: the table has no transfer that is asked for; {folder.table}")
     ended = lambda: STOP.is_set() or time.time() > deadline
@@ -103,9 +106,11 @@ def _entry(
     run: Run,
     evaluation: str,
     others: Sequence[Run],
+    command: str,
     tell: Callable[[str], object] = lambda check: None,
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
     """The rows and the claim of one network."""
+    begun = time.perf_counter()
     preset, recipe, attack = folder.preset, folder.preset.recipe(run), folder.preset.evaluation
     measuring = recipe.measuring | {"seed": stream(run.seed, "audit"), "tell": tell}
     measuring |= {"others": {str(other.source): load(folder, other) for other in others}}
@@ -130,8 +135,7 @@ def _entry(
         "pretraining": run.source,
         "failed_checks": found["check"][found["verdict"] == "fails"].tolist(),
         "file": folder.network(run).relative_to(folder.path).as_posix(),
-        "commit": provenance(folder.device, recipe.precision, 1, 0.0, "")["commit"],
-    }
+    } | provenance(folder.device, recipe.precision, 1, time.perf_counter() - begun, command)
     return found.assign(id=preset.run_id(run), source=run.source, sparsity=sparsity, seed=run.seed), claim
 
 
