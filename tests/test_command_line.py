@@ -372,7 +372,7 @@ def test_images_that_are_not_there_are_said_before_anything_is_done(tmp_path, ca
         (["run", "digits", "--device", "meta"], "device 'meta' (Cannot copy out of meta tensor"),  # computes nothing
         (["run", "digits", "--set", "prune_rate=-0.2"], "prune_rate is -0.2"),
         (["verdict", "digits", "--rule", "mean", "--tolerance", "-1"], "tolerance is -1.0: give points"),
-        (["verdict", "digits"], "no finished run yet"),
+        (["verdict", "digits", "--set", "seeds=2"], "no finished run yet; `python -m dwlth run digits --set seeds=2"),
         (["inspect", "nowhere.json"], "nowhere.json: no such file"),
     ],
 )

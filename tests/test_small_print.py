@@ -20,6 +20,7 @@ from dwlth import masks, models, presets, verdict
 from dwlth.controls import METHODS
 from dwlth.interface.commands import _parser
 from dwlth.results import Folder, read_table
+from dwlth.results.folder import read_preset
 from dwlth.running import checks
 from dwlth.running.settings import override
 from dwlth.show.claims import scoreboard
@@ -246,6 +247,13 @@ def test_results_of_the_readme_are_those_of_the_tables():
         "{:.1f} % (adversarial), {:.1f} % (fast adversarial) and {:.1f} % (standard) for the dense networks, {:.1f} %"
     )
     assert said.format(*three, under["ra"]["adversarial", 3]) in TEXT
+    whole = read_table(ROOT / "results" / "cifar-small-97a8fb" / "table.csv").query("stage == 'autoattack'")
+    dense, sparse = (100 * whole.sort_values("round")[["ra", "ra_pgd"]]).to_numpy()
+    assert f"leaves {dense[0]:.2f} % RA to the dense" in TEXT and f"and {sparse[0]:.2f} % to its" in TEXT
+    assert f": {dense[1] - dense[0]:.2f} and {sparse[1] - sparse[0]:.2f} points less than PGD-20." in TEXT
+    for column in ("command", "commit"):
+        assert whole[column].nunique() == 1 and whole[column].iloc[0] in TEXT
+    assert read_preset(ROOT / "results" / "cifar-small-97a8fb" / "preset.json")["autoattack_images"] == 10_000
     cells = crossed(photographs, "cifar10").query("round == 11").groupby(["weights", "mask"])[list(verdict.CRITERIA)]
     for criterion in ("SA, standard transfer", "SA, adversarial transfer"):
         of = cells.mean()[criterion].unstack("mask")

@@ -195,7 +195,7 @@ class Folder:
             write_table(self.table, rows)
             table = read_table(self.table)
         if table is None:
-            raise NotYet(f"{self.path}: no finished run yet; `python -m dwlth run PRESET` makes them")
+            raise NotYet(f"{self.path}: no finished run yet; `{self.by_hand()}` makes them")
         current = [id_of(run_of(fields)) == fields["id"] for fields in table.to_dict("records")]
         others = len(table) - sum(current) + len(found) - len(own)
         if others:
