@@ -82,7 +82,7 @@ def _digits_resnet(classes: int) -> nn.Module:
 
 def _cifar_resnet(classes: int) -> nn.Module:
     """306,016 convolution weights, for 32x32 images in colour (our choice: two CPU cores train it adversarially on
-    CIFAR within a night)."""
+    CIFAR within hours)."""
     return SmallResNet(classes, (3, 32, 2), [(32, 1), (64, 2), (128, 2)])
 
 

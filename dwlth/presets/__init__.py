@@ -25,9 +25,9 @@ def in_words(source: str) -> str:
 PRESETS = {preset.name: preset for preset in (digits(), cifar_small(), cifar(), paper())}
 """- `digits`: a small ResNet from handwritten digits 0-4 to 5-9, minutes on 2 CPU cores. All its numbers but those
   marked are our choice, by experiment (docs/digits.md).
-- `cifar-small`: a ResNet of 306,016 convolution weights from CIFAR-100 to CIFAR-10 at 32 px, a night on 2 CPU cores.
-  Attacks, fractions and IMP's way are the paper's; epochs, batches and learning rates are our choice, by experiment
-  (docs/cifar-small.md).
+- `cifar-small`: a ResNet of 306,016 convolution weights from CIFAR-100 to CIFAR-10 at 32 px, 6 to 34 hours on 2 CPU
+  cores. Attacks, fractions and IMP's way are the paper's; epochs, batches and learning rates are our choice, by
+  experiment (docs/cifar-small.md).
 - `cifar`: ResNet-18 with a 3x3 stem from CIFAR-100 to CIFAR-10 at 32 px, for one GPU. Attacks and augmentation are the
   paper's; epochs, batches and learning rates are our choice, and have not been tried on a GPU yet. The whole grid is
   some 1.4e18 floating-point operations by count (1.1e9 for an image's forward pass): an hour at 400 TFLOP/s.

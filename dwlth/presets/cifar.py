@@ -1,4 +1,4 @@
-"""CIFAR-100 to CIFAR-10: for two CPU cores and a night (docs/cifar-small.md), and for one GPU."""
+"""CIFAR-100 to CIFAR-10: for two CPU cores (docs/cifar-small.md), and for one GPU."""
 
 from dataclasses import replace
 
