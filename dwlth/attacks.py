@@ -151,6 +151,8 @@ class Attack:
         loss = F.cross_entropy(logits, y, reduction="sum")
         # autograd.grad with one input computes no weight gradients, and leaves every .grad alone
         (gradient,) = torch.autograd.grad(-loss if self.targeted else loss, adv)
+        if self.norm == "l2":  # a very confident network has gradients whose squares are 0 in float32
+            gradient /= gradient.abs().amax((1, 2, 3), keepdim=True).clamp_min_(torch.finfo(gradient.dtype).tiny)
         along = gradient / _length(gradient) if self.norm == "l2" else gradient.sign()
         return project(torch.add(adv.detach(), along, alpha=self.step_size))
 

@@ -65,10 +65,12 @@ def evaluate(
     """
     device, ra = split.labels.device, None
     folded = fold(model, next(iter(split.batches(8, augment=augment)))[0])
+    # no class where the logits are NaN, whose argmax is 0
+    classes = lambda x: (logits := folded(x)).argmax(1).where(~logits.isnan().any(1), -1)
     with torch.no_grad(), precision_of(precision, device):
         right, robust = torch.zeros(len(split), dtype=torch.long, device=device), torch.zeros_like(split.labels[:1])
         for i, (x, y) in _share(split, batch_size, augment):
-            right[i * batch_size :][: len(y)] = folded(x).argmax(1) == y
+            right[i * batch_size :][: len(y)] = classes(x) == y
         team.current.sum_([right])
         sa = (right.sum() / len(right)).item()
         if attack.steps:
@@ -80,7 +82,7 @@ def evaluate(
                     attack.starts(x.new_empty(batch_size, *x.shape[1:]), generator)
                 drawn = i + 1
                 if exact:
-                    robust += (folded(attack(folded, x, y, generator)).argmax(1) == y).sum()
+                    robust += (classes(attack(folded, x, y, generator)) == y).sum()
                 else:
                     robust += attack.survivors(folded, x, y, generator)
             team.current.sum_([robust])

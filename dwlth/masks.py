@@ -49,7 +49,7 @@ class Mask(dict[str, Tensor]):
         Raises:
             DwlthError: as of `check`.
         """
-        self.check(net)
+        self.check(prunable(net))
         weights = prunable(net)
         tensors = list(weights.values())
         factors = [torch.empty_like(weight).copy_(self[name]) for name, weight in weights.items()]
@@ -61,17 +61,16 @@ class Mask(dict[str, Tensor]):
         again()
         return again
 
-    def check(self, net: nn.Module) -> None:
-        """Raise `DwlthError` where the convolutions of `net` differ from the mask's in name or shape."""
-        weights = prunable(net)
-        if weights.keys() != self.keys():
-            odd = min(weights.keys() ^ self.keys())
-            raise DwlthError(f"mask and network differ: {odd} is in one and not in the other")
-        for name, weight in weights.items():
-            if weight.shape != self[name].shape:
+    def check(self, found: Mapping[str, Tensor], what: str = "network") -> None:
+        """Raise `DwlthError` where tensors, of `prunable(net)` say, differ from the mask's in name or shape."""
+        if found.keys() != self.keys():
+            odd = min(found.keys() ^ self.keys())
+            raise DwlthError(f"mask and {what} differ: {odd} is in one and not in the other")
+        for name, tensor in found.items():
+            if tensor.shape != self[name].shape:
                 raise DwlthError(
-                    f"mask and network differ at {name}: the mask has {list(self[name].shape)}, "
-                    f"the network {list(weight.shape)}"
+                    f"mask and {what} differ at {name}: the mask has {list(self[name].shape)}, "
+                    f"the {what} {list(tensor.shape)}"
                 )
 
 
@@ -94,10 +93,11 @@ def prune(mask: Mask, scores: Mapping[str, Tensor], rate: float) -> Mask:
     magnitude pruning, random numbers random pruning.
 
     Raises:
-        DwlthError: for a rate outside [0, 1), or a score that is NaN.
+        DwlthError: for a rate outside [0, 1), scores that are missing or of another shape, or a score that is NaN.
     """
     if not 0 <= rate < 1:
         raise DwlthError(f"pruning rate is {rate}: give a fraction of at least 0 and below 1")
+    mask.check({name: scores[name] for name in mask.keys() & scores.keys()}, "scores")
     count = round(rate * mask.kept)
     if count == 0:
         return Mask(mask)

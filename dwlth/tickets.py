@@ -89,7 +89,7 @@ def find(folder: Folder, run: Run, source: Classifier) -> Mask:
                 f"it was cut from, or delete {path.parent}, and `run` makes the tickets of this one"
             )
         try:
-            ticket.check(source.net)
+            ticket.check(masks.prunable(source.net))
         except DwlthError as error:
             raise DwlthError(f"{path} on the weights of {folder.source(run)}: {error}") from None
         if method.scores is None:

@@ -99,8 +99,8 @@ def fit_members(
 
     Args:
         trains, vals: the images of each model, on its device; of equal numbers.
-        seeds: of each model: of the order of its images and the random starts; the same seed on the same device
-            repeats the result.
+        seeds: of each model: of the order of its images and the random starts; the same seed on the same CPU
+            repeats the result, on a GPU only under `torch.use_deterministic_algorithms`.
         masks: of each model: keeps its pruned weights at zero from before the first step to after the last.
         stacked: train them as one (`dwlth.fast.stack`), which rounds otherwise; needed for more than one model.
         checkpoint: a file of the caller's, for this training alone. Where it exists, training goes on from it, in the

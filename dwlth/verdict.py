@@ -275,7 +275,7 @@ def paired_by_seed(
         for i, (regime, column) in enumerate((CRITERIA | FOURTH).values()):
             of = (group["regime"] == regime).to_numpy()
             values[at[0][of], at[1][of], i] = group[column][of]
-        points = 100 * (values[:, 1:] - values[:, :1])
+        points = np.round(100 * (values[:, 1:] - values[:, :1]), 4)  # without the errors of float32, which SA has
         ended = np.zeros(values.shape[:2], bool)
         np.logical_or.at(ended, at, _failed(group))
         broken = ended[:, 1:].copy()
@@ -325,15 +325,11 @@ def _in_sequence(found: pd.DataFrame) -> pd.Series:
     return part & wins.groupby(keys).transform(lambda of: of.shift(fill_value=True).cummin()).astype(bool)
 
 
-ROUNDING = 1e-4
-"""Points that two accuracies may differ by which are equal: SA is a quotient in float32 (our choice)."""
-
-
 def _by_means(found: pd.DataFrame, tolerance: float, names: list[str]) -> pd.DataFrame:
     """Tests of `tests`, with the answers of the rule of means."""
     found = found.copy()
     for i, row in found.iterrows():
-        low = [name for name in names if not row[name] >= -tolerance - ROUNDING]
+        low = [name for name in names if not round(row[name], 4) >= -tolerance]
         if row["pairs"] and not (row["answer"] == "not" and "failed" in row["why"]):
             why = "; ".join(f"{name} loses {-row[name]:.1f} points" for name in low)
             found.loc[i, ["answer", "why"]] = ["not" if low else "double-win", why]

@@ -85,6 +85,16 @@ def test_the_start_is_drawn_as_it_says(model, batch, attack):
     assert (sample - expected).abs().max() < 0.4 * 0.04  # Kolmogorov-Smirnov: 0.029 at the level of 1 %
 
 
+@pytest.mark.parametrize("margin", [18, 36, 60])
+def test_a_step_in_l2_has_its_length_however_confident_the_network_is(margin):
+    """The square of a gradient of exp(-60) is 0 in float32."""
+    linear = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2))
+    linear[1].weight.data, linear[1].bias.data = torch.tensor([[1.0] * 4, [-1.0] * 4]), torch.tensor([margin - 4.0, 0])
+    x, y = torch.full((1, 1, 2, 2), 0.5), torch.zeros(1, dtype=torch.long)
+    adv = Attack(eps=0.8, step_size=0.1, steps=3, random_start=False, norm="l2")(linear, x, y)
+    assert (adv - x).flatten(1).norm(dim=1).item() == pytest.approx(0.3, rel=1e-4)
+
+
 def test_no_gradient_is_no_step(batch):
     """A network that sees nothing, and a ball of radius 0: no division by 0."""
     blind = nn.Sequential(nn.Flatten(), nn.Linear(64, 5)).to(batch[0].device)

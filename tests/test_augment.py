@@ -69,6 +69,13 @@ def test_without_a_generator_nothing_but_resizing_happens():
         assert torch.equal(augment(images), images / 255)
 
 
+@pytest.mark.parametrize("augment", [Augment("pad", flip=True), Augment("none", flip=True), Augment("pad")])
+def test_views_are_the_same_in_every_memory_format(augment):
+    images = noise(6, 3, 9, 11)
+    view = augment(images, seeded("cpu"))
+    assert torch.equal(augment(images.contiguous(memory_format=torch.channels_last), seeded("cpu")), view)
+
+
 def test_no_augmentation_draws_nothing():
     generator = seeded("cpu")
     before = generator.get_state()

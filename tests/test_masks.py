@@ -88,6 +88,16 @@ def test_refuses_a_bad_rate(model, rate):
         masks.prune(masks.dense(model.net), masks.magnitude(model.net), rate)
 
 
+@pytest.mark.parametrize("of", ["missing", "one channel"])
+def test_refuses_scores_that_do_not_fit(model, of):
+    mask, scores = masks.dense(model.net), masks.magnitude(model.net)
+    last = list(scores)[-1]
+    without = {name: score for name, score in scores.items() if name != last}
+    wrong = without if of == "missing" else without | {last: scores[last][:1]}
+    with pytest.raises(DwlthError, match=f"mask and scores differ.*{last}"):
+        masks.prune(mask, wrong, 0.2)
+
+
 def test_refuses_what_does_not_fit(model):
     dense = masks.dense(model.net)
     with pytest.raises(DwlthError, match="conv1.weight.*5, 5"):

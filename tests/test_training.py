@@ -135,6 +135,12 @@ def test_evaluation_is_the_accuracy_of_the_model_itself(model, task):
     assert evaluate(model, task.test, Attack(), seed=0) == (sa, None)
 
 
+@pytest.mark.parametrize("exact", [False, True])
+def test_an_image_whose_logits_are_nan_is_not_classified(model, task, exact):
+    torch.nn.init.constant_(model.net.fc.bias, float("nan"))
+    assert evaluate(model, task.test, Attack(0.1, 0.02, 2), seed=0, exact=exact) == (0.0, 0.0)
+
+
 def test_folding_is_checked_in_float32(model, task):
     """A GPU's own choice, TF32, rounds by more than folding may change."""
     seen = []

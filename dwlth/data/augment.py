@@ -68,7 +68,7 @@ class Augment:
             return _resample(images, rows, torch.where(flips.view(n, 1, 1), columns.flip(1), columns))
         # crops are windows of the padded images or of their mirror images, all in one copy of a view of every window
         padding = self.padding if self.crop == "pad" else 0
-        padded = F.pad(torch.cat([images, images.flip(3)]), [padding] * 4)
+        padded = F.pad(torch.cat([images, images.flip(3)]), [padding] * 4).contiguous()
         each, (channels, rows, columns) = torch.arange(n, device=images.device), padded.shape[1:]
         left = torch.where(flips, padding - left, padding + left)
         first = ((each + n * flips) * channels * rows + top + padding) * columns + left

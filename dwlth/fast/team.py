@@ -43,7 +43,8 @@ current = Team()
 
 
 def cut(count: int, parts: int) -> list[range]:
-    """A batch of so many images in parts as equal as they can be. With fewer images than parts, the last are empty."""
+    """A batch of so many images in parts as equal as they can be. With fewer images than parts, some are empty,
+    but not the first."""
     ends = [-(-count * part // parts) for part in range(parts + 1)]
     return [range(*both) for both in zip(ends, ends[1:])]
 
