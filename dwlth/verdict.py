@@ -33,6 +33,8 @@ PAPER = Path(__file__).resolve().parents[1] / "results" / "paper.csv"
 
 MOST_SEEDS = 1000
 """Above so many seeds, no number is said of how many would decide."""
+ROUNDING = 1e-4
+"""Points within which a loss equals the margin: SA is a quotient in float32 (our choice)."""
 
 
 def tests(
@@ -275,7 +277,7 @@ def paired_by_seed(
         for i, (regime, column) in enumerate((CRITERIA | FOURTH).values()):
             of = (group["regime"] == regime).to_numpy()
             values[at[0][of], at[1][of], i] = group[column][of]
-        points = np.round(100 * (values[:, 1:] - values[:, :1]), 4)  # without the errors of float32, which SA has
+        points = 100 * (values[:, 1:] - values[:, :1])
         ended = np.zeros(values.shape[:2], bool)
         np.logical_or.at(ended, at, _failed(group))
         broken = ended[:, 1:].copy()
@@ -304,9 +306,9 @@ def _answer(names: list[str], limits: np.ndarray, pairs: int, level: float, *of:
     mean, sd, low, high = of
     if pairs < 2:
         return "undecided", "one seed decides nothing" if pairs else "no pair of finished runs"
-    if worse := [i for i in range(len(names)) if high[i] < -limits[i]]:
+    if worse := [i for i in range(len(names)) if high[i] < -limits[i] - ROUNDING]:
         return "not", "; ".join(f"{names[i]} loses {-mean[i]:.1f} points, {-high[i]:.1f} at least" for i in worse)
-    if (low > -limits).all():
+    if (low > ROUNDING - limits).all():
         return "double-win", ""
     needed = [seeds_to_decide(*values, level) for values in zip(mean, sd, limits)]
     below = [i for i in range(len(names)) if mean[i] < -limits[i]]
@@ -329,7 +331,7 @@ def _by_means(found: pd.DataFrame, tolerance: float, names: list[str]) -> pd.Dat
     """Tests of `tests`, with the answers of the rule of means."""
     found = found.copy()
     for i, row in found.iterrows():
-        low = [name for name in names if not round(row[name], 4) >= -tolerance]
+        low = [name for name in names if not row[name] >= -tolerance - ROUNDING]
         if row["pairs"] and not (row["answer"] == "not" and "failed" in row["why"]):
             why = "; ".join(f"{name} loses {-row[name]:.1f} points" for name in low)
             found.loc[i, ["answer", "why"]] = ["not" if low else "double-win", why]

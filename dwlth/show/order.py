@@ -6,7 +6,7 @@ from itertools import combinations, groupby
 import numpy as np
 import pandas as pd
 
-from dwlth.verdict import Paired, criteria_of, paired_by_seed
+from dwlth.verdict import ROUNDING, Paired, criteria_of, paired_by_seed
 
 
 def order(table: pd.DataFrame, margins: Mapping[str, float], draws: int = 2000, seed: int = 0) -> pd.DataFrame:
@@ -68,6 +68,8 @@ def last_win(paired: Paired, seeds: np.ndarray, weights: np.ndarray, limits: np.
         spread = np.tensordot(weights, off**2, 1) / n - mean**2
         half = stdtrit(np.maximum(n - 1, 1), 0.95) * np.sqrt(spread.clip(0) / (n - 1))
         wins = (
-            (centre + mean - half > -limits).all(-1) & (n[..., 0] > 1) & (weights @ paired.broken[rows][:, part] == 0)
+            (centre + mean - half > ROUNDING - limits).all(-1)
+            & (n[..., 0] > 1)
+            & (weights @ paired.broken[rows][:, part] == 0)
         )
     return np.array([0.0, *np.array(paired.sparsity)[part]])[np.cumprod(wins, axis=1).sum(1)]
