@@ -81,7 +81,7 @@ def _digits_resnet(classes: int) -> nn.Module:
 
 
 def _cifar_resnet(classes: int) -> nn.Module:
-    """306,016 convolution weights, for 32x32 images in colour (our choice: two CPU cores train it on attacked CIFAR)."""
+    """306,016 convolution weights, for 32x32 images in colour (our choice: two CPU cores can train it on attacks)."""
     return SmallResNet(classes, (3, 32, 2), [(32, 1), (64, 2), (128, 2)])
 
 
