@@ -186,6 +186,11 @@ def test_the_command_writes_a_table_and_claims(tiny_args, tmp_path, capsys, monk
     timeless = lambda all_: [claim | {"seconds": 0.0} for claim in all_]
     assert timeless(read_claims(table.parent / "claims.json")) == timeless(claims)
     (table.parent / "claims.json").unlink()
+    capsys.readouterr()
+    assert main(["audit", "digits", *small, *place, "--source", "adversarial", "--seeds", "1"]) == 2
+    assert f"{table.parent / 'claims.json'}: missing, though {table} is there: restore it" in capsys.readouterr().err
+    assert before[0] == table.read_bytes()
+    table.unlink()
     assert main(["audit", "digits", *small, *place, "--source", "adversarial", "--seeds", "1", "--workers", "2"]) == 0
     by = ["id", "check"]  # whichever was ready first
     again = Folder(replace(presets.get("digits"), name=table.parent.name), tmp_path).audit()
@@ -221,6 +226,10 @@ def test_an_audit_of_a_part_keeps_the_others_and_one_that_is_stopped_goes_on(tmp
     monkeypatch.setattr("dwlth.running.audit._entry", entry)
     with pytest.raises(NotYet, match="no network to audit"):
         audit_transfers(folder, [])
+    (tmp_path / "file").touch()
+    with pytest.raises(DwlthError, match="file/digits: cannot be written"):  # before anything is audited
+        audit_transfers(replace(folder, root=tmp_path / "file"), runs)
+    assert not begun
     with pytest.raises(OutOfTime):
         audit_transfers(folder, runs)
     STOP.clear()
@@ -332,6 +341,9 @@ def test_a_foreign_file_of_claims_is_named(claims, tmp_path, capsys):
     assert f"{path}: JSON, but not the claims of an audit" in capsys.readouterr().err
     assert main(["verify", "digits", "--results", str(tmp_path)]) == 1
     assert "claims.json: JSON, but not the claims" in capsys.readouterr().out
+    (folder.path / "audit.csv").touch()
+    with pytest.raises(DwlthError, match="not the claims .*: restore it, or delete it and audit.csv to audit anew"):
+        audit_transfers(folder, [])
 
 
 def test_a_page_without_an_audit_names_the_command(tmp_path):

@@ -327,6 +327,20 @@ def test_a_file_that_is_not_what_it_should_be_is_set_aside(copy, content, kind, 
     assert science(results.table).equals(science(folder(road[0], tiny).table))
 
 
+def test_a_damaged_file_costs_what_reads_it_alone(copy, capsys):
+    results, _, args = copy
+    path = results.source(Run("pretrain", "adversarial", 0))
+    path.write_bytes(path.read_bytes()[:-9])
+    (results.path / "audit.csv").write_text("hello\n")
+    with pytest.warns(UserWarning) as said:
+        assert main(["figures", *args]) == main(["verdict", *args]) == 0
+    said = "\n".join(str(warning.message) for warning in said)
+    assert re.search(f"no figure savings: .*{path.name}", said) and "no figure audit: " in said
+    assert "the scoreboard leaves the audit out: " in said
+    shown = capsys.readouterr().out
+    assert "curves-digits5-9-1.png" in shown and "Double-win tickets exist" in shown
+
+
 def test_a_ticket_of_other_weights_is_refused(copy, tiny, capsys, undrawn):
     results, _, args = copy
     run = Run("transfer", "adversarial", 0, 3, downstream="digits5-9", regime="standard")

@@ -1,7 +1,9 @@
 """What runs cost: the shares of a progress bar, and estimates of time."""
 
 import math
+import re
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -61,8 +63,9 @@ def test_the_bar_of_a_grid_goes_by_weight_and_is_plain_lines_in_a_log(capsys):
     grid.run_grid([(cheap,), (dear,), *((run,) for run in many)], lambda unit: ["ok"], weight=weight)
     said = capsys.readouterr().err
     lines = said.splitlines()
-    assert lines[0].startswith(" 15 %, 1 of 61 runs, ") and lines[1].startswith(" 41 %, 2 of 61 runs, ")
-    assert [int(line.split(" %")[0]) for line in lines[2:]] == [*range(45, 101, 5)]
+    assert lines[0] == f"  0 %, under way: {cheap}"
+    assert lines[1].startswith(" 15 %, 1 of 61 runs") and lines[2].startswith(" 41 %, 2 of 61 runs")
+    assert [int(line.split(" %")[0]) for line in lines[3:]] == [*range(45, 101, 5)]
     assert "61 of 61 runs" in lines[-1] and "left" in lines[-2] and "\r" not in said
 
 
@@ -70,8 +73,23 @@ def test_what_was_stopped_is_not_counted(capsys):
     units = [(Run("pretrain", "standard", seed),) for seed in range(4)]
     statuses = grid.run_grid(units, lambda unit: ["stopped" if unit[0].seed > 1 else "ok"])
     lines = capsys.readouterr().err.splitlines()
-    assert [line[:16] for line in lines] == [" 25 %, 1 of 4 ru", " 50 %, 2 of 4 ru"]
+    assert [line[:16] for line in lines[1:]] == [" 25 %, 1 of 4 ru", " 50 %, 2 of 4 ru"]
     assert list(statuses.values()) == ["ok", "ok", "stopped", "stopped"]
+
+
+@pytest.mark.parametrize("log", [True, False])
+def test_a_run_that_takes_long_is_heard_of_while_it_is_under_way(log, capsys, monkeypatch):
+    monkeypatch.setattr(progress, "in_log", lambda: log)
+    monkeypatch.setattr(progress, "QUIET", 0.1)
+    monkeypatch.setattr(grid, "REFRESH", 0.05)
+    with ThreadPoolExecutor(1) as pool:
+        grid.run_grid([(DENSE,)], lambda unit: time.sleep(1.5) or ["ok"], pool)
+    said = capsys.readouterr().err
+    if log:
+        lines = [line for line in said.splitlines() if line.endswith(f"under way: {DENSE}")]
+        assert len(lines) > 3 and lines[-1] == f"  0 %, 1 seconds so far, under way: {DENSE}"
+    else:
+        assert re.search(r" 0%.*\[00:01<", said)
 
 
 def test_a_terminal_gets_a_bar(capsys, monkeypatch):

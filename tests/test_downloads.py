@@ -144,6 +144,7 @@ def test_a_server_that_is_not_there(server, tmp_path):
     ("where", "words"),
     [
         ("http://127.0.0.1/", "names no file"),
+        ("http://[x/a", "names no file"),
         ("ftp://127.0.0.1/a.pth", "give a path, an http"),
         ("hf:owner/repo", "write it as hf:owner/repo/filename"),
         ("torchvision:ResNet50_Weights.NONE", "no such weights"),

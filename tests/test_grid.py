@@ -2,6 +2,7 @@
 
 import math
 import re
+import tempfile
 from dataclasses import replace
 
 import pandas as pd
@@ -318,14 +319,14 @@ def test_a_folder_that_cannot_be_written_is_said_before_anything_is_trained(smal
     folder = Folder(small, tmp_path)
     folder.write_preset()
     (folder.path / "runs").mkdir()
-    own = grid.tempfile.TemporaryFile
+    own = tempfile.TemporaryFile
 
     def refuse(dir):
         if dir == folder.path / "runs":
             raise PermissionError(13, "Permission denied", str(dir / "tmp123"))
         return own(dir=dir)
 
-    monkeypatch.setattr(grid.tempfile, "TemporaryFile", refuse)
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
     monkeypatch.setitem(grid.DO, "pretrain", lambda *_, **__: pytest.fail("something was trained"))
     with pytest.raises(DwlthError, match=r"runs: cannot be written \(permission denied\): give a folder"):
         grid.run_all(folder, grid.left(folder, small.grid()))

@@ -151,6 +151,20 @@ def test_damaged_files_are_named_and_never_believed(copy):
     assert verify(copy)[1] and copy.collect().equals(expected)
 
 
+def test_what_cannot_be_moved_is_left_out(copy, monkeypatch):
+    table, path = copy.collect(), next(copy.path.glob("runs/*.json"))
+    path.write_text("{")
+
+    def refuse(*_):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.warns(
+        UserWarning, match=rf"{path.name}: not a .*; left out, and not moved .*\(read-only file system\)"
+    ):
+        assert copy.collect().equals(table) and path.exists()
+
+
 def test_what_was_set_aside_is_made_again(copy):
     draw, expected = random.Random(1), copy.collect()
     shutil.rmtree(copy.path / "checkpoints")

@@ -85,6 +85,8 @@ def test_seeds_at_are_set_as_a_whole():
         ("transfer=3", "a group: go on with .standard or .adversarial"),
         ("transfer.standard=3", "a group: go on with .epochs"),
         ("transfer.epochs=many", "'many' is no int"),
+        ("seeds_at={[0.1]: 5}", "5.' is no dict"),
+        ("transfer.lr=1e999", "'1e999' is no float"),
         ("transfer.epochs=0", "epochs is 0"),
         ("transfer.epochs.more=1", "no setting 'more'"),
         ("evaluation.eps=-0.1", "eps"),

@@ -14,10 +14,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dwlth.errors import DwlthError
-from dwlth.files.disk import set_aside, sweep, write
+from dwlth.files.disk import check_writable, set_aside, sweep, write
 from dwlth.runs import digest
 
 __all__ = [
+    "check_writable",
     "check_zip",
     "read_about",
     "read_json",

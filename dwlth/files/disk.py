@@ -3,6 +3,7 @@
 import contextlib
 import os
 import platform
+import tempfile
 import threading
 import time
 import warnings
@@ -13,6 +14,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from dwlth.errors import DwlthError
 from dwlth.runs import digest
 
 DAY = 86_400.0
@@ -88,8 +90,29 @@ def sweep(folder: Path) -> None:
 
 
 def set_aside(path: Path, why: Exception | str) -> None:
-    """Rename a file that is not what it should be to NAME.bad, and say so in a warning."""
+    """Rename a file that is not what it should be to NAME.bad, and say so in a warning. In a folder that cannot be
+    written it stays, and is left out."""
     bad = path.with_name(path.name + ".bad")
-    warnings.warn(f"{why}; moved to {bad.name}, and made again where it is needed", stacklevel=2)
-    with contextlib.suppress(FileNotFoundError):  # another process was faster
-        os.replace(path, bad)
+    try:
+        with contextlib.suppress(FileNotFoundError):  # another process was faster
+            os.replace(path, bad)
+        end = f"moved to {bad.name}, and made again where it is needed"
+    except OSError as error:
+        end = f"left out, and not moved to {bad.name} ({error.strerror.lower()})"
+    warnings.warn(f"{why}; {end}", stacklevel=2)
+
+
+def check_writable(folder: Path) -> None:
+    """Make a folder, unless it is there.
+
+    Raises:
+        DwlthError: if no file can be written into it or a folder in it.
+    """
+    place = folder
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for place in (folder, *filter(Path.is_dir, folder.iterdir())):
+            tempfile.TemporaryFile(dir=place).close()
+    except OSError as error:
+        why = error.strerror.lower()
+        raise DwlthError(f"{place}: cannot be written ({why}): give a folder for the results that can") from None

@@ -162,14 +162,15 @@ def run(args) -> int:
         folder.collect()  # what is done is in the table, also where a signal ended it
         if ends in STOPPED.values():
             return ends
-        _draw(folder)
         changed = [
             setting for setting in args.set if not setting.startswith("methods=")
         ]  # one's own is known here alone
         verdict = settings.command("verdict", args.preset, changed, **_places(args))
-        print(report.screen(folder.collect(), folder, verdict))
-        if line := machine.activation():
-            print(f"First, once in this shell, so that it finds this python: {line}")
+        with contextlib.suppress(NotYet):  # no ticket to judge
+            print(report.screen(folder.collect(), folder, verdict))
+            if line := machine.activation():
+                print(f"First, once in this shell, so that it finds this python: {line}")
+        _draw(folder)
     return ends
 
 

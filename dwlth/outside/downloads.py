@@ -63,7 +63,10 @@ def fetch(where: str | Path, folder: str | Path, sha256: str = "", size: int | N
         in_name = re.search(r"-([0-9a-f]{8,})\.", url)  # resnet50-0676ba61.pth
         return fetch(url, folder, known.sha256 or (in_name[1] if in_name else ""), known.size)
     elif where.startswith(("http://", "https://")):
-        name = Path(unquote(urlsplit(where).path)).name
+        try:
+            name = Path(unquote(urlsplit(where).path)).name
+        except ValueError:
+            name = ""
         if not name:
             raise DwlthError(f"{where}: this address names no file")
         path = folder / _digest(where) / name

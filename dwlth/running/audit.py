@@ -12,9 +12,9 @@ from typing import Any
 import pandas as pd
 from tqdm.auto import tqdm
 
-from dwlth.errors import NotYet
+from dwlth.errors import DwlthError, NotYet
 from dwlth.evaluation import precision_of
-from dwlth.files import write_json
+from dwlth.files import check_writable, write_json
 from dwlth.results import Folder, provenance, read_claims
 from dwlth.results.records import write_table
 from dwlth.running.checks import audit
@@ -64,6 +64,8 @@ def audit_transfers(
         raise NotYet(f"no network to audit: the table has no transfer that is asked for; {folder.table}")
     ended = lambda: STOP.is_set() or time.time() > deadline
     done = 0
+    if todo:
+        check_writable(folder.path)
     with tqdm(total=len(todo), desc="audit") as bar, ExitStack() as stack:
         if (workers := min(workers, len(todo))) > 1:
             pool = stack.enter_context(processes(workers, threads(folder.preset.network, workers)))
@@ -143,9 +145,15 @@ def _audited(folder: Folder) -> dict[str, tuple[pd.DataFrame, dict[str, Any]]]:
     """The rows and the claim of each network that an earlier audit ended with, by its run's id; those of other settings
     than the preset's now are left out."""
     table, claims = folder.path / "audit.csv", folder.path / "claims.json"
-    if not (table.exists() and claims.exists()):
+    if not (table.exists() or claims.exists()):
         return {}
+    for lacks, other in ((table, claims), (claims, table)):
+        if not lacks.exists():
+            raise DwlthError(f"{lacks}: missing, though {other} is there: restore it, or delete that too to audit anew")
+    try:
+        of = {Path(claim["file"]).stem: claim for claim in read_claims(claims)}
+    except DwlthError as error:
+        raise DwlthError(f"{error}: restore it, or delete it and {table.name} to audit anew") from None
     rows = folder.audit()
-    of = {Path(claim["file"]).stem: claim for claim in read_claims(claims)}
     own = [id_ for id_ in rows["id"].unique() if id_ in of and folder.owns(of[id_]["run"], id_)]
     return {id_: (rows[rows["id"] == id_], of[id_]) for id_ in own}

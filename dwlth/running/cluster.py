@@ -1,6 +1,7 @@
 """The grid on many machines: workers of a Dask cluster that see one results folder. Needs `distributed` (the extra
 `cluster`)."""
 
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -39,11 +40,13 @@ def connect(scheduler: str, folder: Folder) -> Iterator[tuple[Executor, Callable
         from distributed.comm import get_address_host_port
     except ImportError:
         raise DwlthError('--scheduler needs the package distributed: pip install -e ".[cluster]"') from None
-    where = {"scheduler_file": scheduler} if Path(scheduler).is_file() else {"address": scheduler}
     try:
-        if "address" in where:
-            get_address_host_port(scheduler)  # else a client that cannot begin takes a minute to end
-        client = Client(**where, timeout=PATIENCE, set_as_default=False)
+        address = json.loads(Path(scheduler).read_bytes())["address"] if Path(scheduler).is_file() else scheduler
+    except (ValueError, KeyError, TypeError):
+        raise DwlthError(f"--scheduler {scheduler}: not a file that a Dask scheduler wrote") from None
+    try:
+        get_address_host_port(address)  # else a client that cannot begin takes a minute to end
+        client = Client(address, timeout=PATIENCE, set_as_default=False)
     except (OSError, ValueError, AssertionError) as error:
         raise DwlthError(f"--scheduler {scheduler}: no scheduler answers there ({error})") from None
     with client:

@@ -2,7 +2,6 @@
 
 import hashlib
 import math
-import tempfile
 import time
 import warnings
 from collections import Counter
@@ -42,6 +41,9 @@ DO["connect"] = connect
 """What does the runs of each stage."""
 TRIES = 3
 """How often a run is handed to Dask before it is `lost` (our choice); each time Dask tries it on up to 4 workers."""
+
+REFRESH = 10.0
+"""Seconds after which the bar shows the time anew, where no run has ended (our choice)."""
 
 
 def left(folder: Folder, runs: Iterable[Run], files: bool = False) -> list[Run]:
@@ -157,7 +159,7 @@ def run_all(
         raise DwlthError(f"--scheduler {scheduler}: not under torchrun, whose processes work on one run at a time")
     distributed.check(folder.preset, runs)
     if runs:
-        _check_writable(folder.path)
+        files.check_writable(folder.path)
     folder.write_preset()
     files.sweep(folder.path)
     task = lambda run: run.downstream or folder.preset.upstream
@@ -185,17 +187,6 @@ def run_all(
             stack.enter_context(torch_threads(each))
         weight = partial(passes, folder)
         return run_grid(folder.preset.units(runs), work, executor, workers, deadline, weight=weight, lost=lost)
-
-
-def _check_writable(path: Path) -> None:
-    place = path
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        for place in (path, *filter(Path.is_dir, path.iterdir())):
-            tempfile.TemporaryFile(dir=place).close()
-    except OSError as error:
-        why = error.strerror.lower()
-        raise DwlthError(f"{place}: cannot be written ({why}): give a folder for the results that can") from None
 
 
 def execute(
@@ -311,7 +302,8 @@ def run_grid(
                 pending.remove(unit)
             if not under_way and not free:
                 time.sleep(1)  # until a worker comes
-            for future in wait(under_way, return_when=FIRST_COMPLETED).done if under_way else ():
+            bar.refresh()  # a run may take an hour
+            for future in wait(under_way, REFRESH, FIRST_COMPLETED).done if under_way else ():
                 unit = under_way.pop(future)
                 try:
                     ended(unit, future.result())

@@ -1,5 +1,6 @@
 """How far work is: a bar on a terminal and in a notebook, and plain lines in a log."""
 
+import math
 import sys
 import time
 
@@ -12,8 +13,8 @@ def in_log() -> bool:
 
 
 def bar(total: int, shown: bool = True, **options) -> "tqdm | Lines":
-    """A tqdm bar with its options, or `Lines` in a log, which know its `update`, `set_description` and
-    `set_postfix_str`."""
+    """A tqdm bar with its options, or `Lines` in a log, which know its `update`, `refresh`, `set_description`
+    and `set_postfix_str`."""
     return Lines(total, shown) if in_log() else tqdm(total=total, disable=not shown, **options)
 
 
@@ -24,11 +25,16 @@ def brief(total: int, what: str) -> "tqdm | Lines":
     return bar(total, shown=total > 0 and not in_log(), desc=what, leave=False, bar_format="{desc} {bar} {n}/{total}")
 
 
+QUIET = 300.0
+"""Seconds after which a log gets a line although less than 5 % were done (our choice)."""
+
+
 class Lines:
-    """A line for every 5 % that are done."""
+    """A line at the start, for every 5 % that are done, and after `QUIET` seconds without one."""
 
     def __init__(self, total: int, shown: bool = True):
-        self.total, self.shown, self.done, self.began, self.postfix = total, shown, 0, time.monotonic(), ""
+        self.total, self.shown, self.done, self.postfix, self.description = total, shown and total > 0, 0, "", ""
+        self.began, self.said = time.monotonic(), -math.inf
 
     def __enter__(self) -> "Lines":
         return self
@@ -37,18 +43,28 @@ class Lines:
         pass
 
     def set_description(self, text: str, refresh: bool = True) -> None:
-        pass
+        self.description = text
+        self.refresh()
 
     def set_postfix_str(self, text: str, refresh: bool = True) -> None:
         self.postfix = text
 
     def update(self, n: int) -> None:
         before, self.done = self.done, self.done + n
-        if self.shown and self.total and 20 * self.done // self.total > 20 * before // self.total:
-            took = time.monotonic() - self.began
-            left = took * (self.total - self.done) / self.done
-            words = f"{100 * self.done // self.total:3} %, {self.postfix}, {duration(took)} so far"
-            print(words + (f", about {duration(left)} left" if left else ""), file=sys.stderr, flush=True)
+        if self.shown and 20 * self.done // self.total > 20 * before // self.total:
+            self._say()
+
+    def refresh(self) -> None:
+        if self.shown and time.monotonic() - self.said > QUIET:
+            self._say(f"under way: {self.description}")
+
+    def _say(self, more: str = "") -> None:
+        self.said = time.monotonic()
+        took = self.said - self.began
+        left = took * (self.total - self.done) / self.done if self.done else 0
+        words = [f"{100 * self.done // self.total:3} %", self.postfix, f"{duration(took)} so far" if took > 1 else ""]
+        words += [f"about {duration(left)} left" if left else "", more]
+        print(", ".join(filter(None, words)), file=sys.stderr, flush=True)
 
 
 def duration(seconds: float) -> str:

@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import math
 import shlex
 from collections.abc import Iterable
 from dataclasses import replace
@@ -74,11 +75,11 @@ def _value(old: Any, text: str, setting: str) -> Any:
         return tuple(_value(one, part, setting) for part in text.strip("(),").split(","))
     try:
         value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         value = None
     if isinstance(old, float) and type(value) is int:
         value = float(value)
-    if type(value) is not type(old):
+    if type(value) is not type(old) or (isinstance(value, float) and not math.isfinite(value)):
         raise DwlthError(f"--set {setting}: {text!r} is no {type(old).__name__}")
     return value
 

@@ -1,7 +1,7 @@
 """Figures of tickets and of the verdict on them, each from the table alone; `draw_all` draws these and all others."""
 
-import contextlib
 import re
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from dwlth import verdict
-from dwlth.errors import NotYet
+from dwlth.errors import DwlthError, NotYet
 from dwlth.files import write
 from dwlth.presets import in_order
 from dwlth.results import Folder, ended, percents, sparsity_by_round
@@ -225,8 +225,12 @@ def draw_all(table: pd.DataFrame, folder: Path, margins: Margins, results: Folde
         drawn["savings"] = (lambda: sparsity.draw_savings(sparsity.savings(results)),)
     paths = []
     for name, (draw, *arguments) in drawn.items():
-        with contextlib.suppress(NotYet):
+        try:
             paths.append(_save(draw(*arguments), folder / f"{name}.png"))
+        except NotYet:
+            pass
+        except DwlthError as error:  # of a damaged file that this figure alone reads
+            warnings.warn(f"no figure {name}: {error}", stacklevel=2)
     return paths
 
 
