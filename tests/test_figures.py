@@ -8,6 +8,7 @@ from matplotlib import pyplot as plt
 from matplotlib.colors import to_rgb
 
 from dwlth import masks, verdict
+from dwlth.controls import METHODS
 from dwlth.errors import NotYet
 from dwlth.presets import SOURCES
 from dwlth.show import controls, figures, pretraining, report, style
@@ -55,6 +56,31 @@ def test_curves_show_the_numbers_of_the_table(runs):
         assert stars[to_rgb(look.colour)] == [k]
     assert not marked(figure.axes[3], "*") and not marked(figure.axes[3], "x")
     assert figure.get_suptitle().endswith("100 % of its training data, 3 seeds")
+
+
+def test_a_ticket_that_few_seeds_have_is_no_point_of_a_curve():
+    """As in the verdict: fewer than half of the source's seeds. With one seed, every ticket has all of them."""
+    runs = table(seeds=5, noise=0.1)
+    more = runs[(runs["round"] != 4) | (runs["seed"] == 0)]
+    for of, missing in ((more, [4]), (more[more["seed"] == 0], [])):
+        for figure in (
+            figures.curves(of, "CIFAR-10", 1.0, MARGINS),
+            figures.criteria(of, "CIFAR-10", 1.0, "adversarial", 3, MARGINS),
+        ):
+            for panel in figure.axes:
+                drawn = max((list(line.get_xdata()) for line in panel.lines), key=len)
+                assert drawn == [k for k in ROUNDS if k not in missing]
+            assert not any(4 in places for places in marked(figure.axes[0], "*").values())
+
+
+def test_a_legend_of_many_entries_stays_within_the_figure():
+    figure = style.Picture(figsize=(style.WIDTH, 3), layout="constrained")
+    figure.subplots(1, 2)
+    handles = [mpl.lines.Line2D([], [], label=method.label) for method in METHODS.values()]
+    style.legend(figure, *zip(handles))
+    figure.canvas.draw()
+    box = figure.legends[0].get_window_extent()
+    assert box.x0 >= 0 and box.x1 <= figure.bbox.width and len(handles) > 7
 
 
 def test_the_intervals_are_those_of_the_test_and_the_band_is_the_margin():

@@ -10,6 +10,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from torch.nn import functional as F
@@ -19,7 +20,8 @@ from dwlth.attacks import Attack
 from dwlth.errors import DwlthError
 from dwlth.files import write_tensors
 from dwlth.interface.experiment import Experiment
-from dwlth.results import Folder
+from dwlth.results import Folder, read_table
+from dwlth.results.records import write_table
 from dwlth.show import playground, style
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -105,6 +107,17 @@ def test_the_page_is_one_small_file_with_the_networks_of_the_experiment(experime
 def test_without_results_the_rounds_are_the_presets(tmp_path):
     preset = presets.get("digits")
     assert tuple(run.round for run in playground.runs(Folder(preset, tmp_path))) == 3 * preset.rounds
+
+
+def test_a_network_of_one_source_asks_the_others_for_none(experiment, tmp_path):
+    folder = Experiment("digits", committed(tmp_path / "results"), device="cpu").folder
+    table = read_table(experiment.folder.table)
+    extra = table.query("stage == 'transfer' and regime == 'adversarial' and seed == 0 and round == 4").copy()
+    for sources, rounds in ((["adversarial"], []), (list(SOURCES), [3])):
+        new = extra[extra["source"].isin(sources) & (extra["method"] == "imp") & (extra["fraction"] == 1)]
+        new = new.assign(round=3, id=[f"{i:012x}" for i in range(len(new))])
+        write_table(folder.table, pd.concat([table, new], ignore_index=True))
+        assert [r.round for r in playground.runs(folder) if r.round == 3] == rounds * 3
 
 
 def test_what_it_cannot_show_is_said(tmp_path):
@@ -262,6 +275,9 @@ def test_it_answers_as_one_draws(opened):
     picture(page, "light")
     assert after(page, page.locator(".pg-clear").click) != first
     assert "Draw a 5, 6, 7, 8 or 9" in page.locator(".pg-headline").inner_text()
+    page.wait_for_timeout(1000)  # nothing is looked for in an empty drawing
+    assert not re.search(r"\d\.\d\d", page.locator(".pg-chart").get_attribute("aria-label"))
+    assert {card.strip() for card in page.locator(".pg-limits").all_inner_texts()} == {""}
     drawn = after(page, lambda: draw(page, NINE))
     assert len(set(drawn)) == 3  # the networks differ
     picture(page, "drawn")

@@ -255,7 +255,9 @@ def test_results_of_the_readme_are_those_of_the_tables():
         assert whole[column].nunique() == 1 and whole[column].iloc[0] in TEXT
     assert read_preset(ROOT / "results" / "cifar-small-97a8fb" / "preset.json")["autoattack_images"] == 10_000
     assert photographs.query("regime == 'standard' and method == 'imp' and fraction >= 0.1")["ra"].max() < 0.01
-    assert "after standard transfer is not judged; on `cifar-small` it is below 1 %, except with 1 % of the data." in TEXT
+    assert (
+        "after standard transfer is not judged; on `cifar-small` it is below 1 %, except with 1 % of the data." in TEXT
+    )
     few = photographs.query("stage == 'transfer' and method != 'imp' and round not in [6, 11]")
     assert len(few) == 12 and {*few["round"]} == {3} and {*few["seed"]} == {0} and "(twelve more, of one" in TEXT
     gain = photographs.query("stage == 'transfer' and regime == 'adversarial' and method == 'imp' and fraction < 1")

@@ -314,9 +314,9 @@ class Experiment:
         """What the sparsity of IMP's tickets buys: smaller files, and channels that can be removed."""
         return sparsity.draw_savings(sparsity.savings(self.folder, seed))
 
-    def mask_or_weights(self, fraction: float | None = None, downstream: str | None = None) -> str:
+    def mask_or_weights(self, fraction: float | None = None, downstream: str | None = None) -> sentences.Sentences:
         """What the crossing shows at its sparsest ticket, in two sentences."""
-        return crossing.words(self.table(), self.task(downstream), fraction)
+        return sentences.Sentences(crossing.words(self.table(), self.task(downstream), fraction))
 
     def pretraining(self) -> Figure:
         """SA and RA on the pre-training task after each round of IMP."""

@@ -210,7 +210,7 @@ def draw_connectivity(table: pd.DataFrame, downstream: str, fraction: float | No
     legend(figure, *zip(style.handles(looks)))
     figure.suptitle(
         f"The straight way between two trainings from one start, {downstream}, {percent(fraction)} of its data\n"
-        "(bars: 95 % intervals; a mark alone: one seed)"
+        "(bars: 95 % intervals, cut below 0; a mark alone: one seed, or a bar within the mark)"
     )
     return figure
 

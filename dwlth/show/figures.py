@@ -59,7 +59,8 @@ def curves(
             f"no transfers to {downstream} with {percent(fraction)} of its data: "
             "`python -m dwlth run PRESET` makes them"
         )
-    looks, found = style.of_sources(runs["source"]), _tests(table, downstream, fraction, margins)
+    runs, found = _of_enough_seeds(runs, _tests(table, downstream, fraction, margins))
+    looks = style.of_sources(runs["source"])
     figure = Picture(figsize=(WIDTH, 7.2), layout="constrained")
     for panel, (criterion, column) in zip(figure.subplots(2, 2).flatten(), PANELS.items()):
         _curves(panel, runs, found, criterion, column, margins, looks, looks)
@@ -87,7 +88,7 @@ def criteria(
     looks = style.of_sources(runs["source"])
     in_front = sorted(looks, key=lambda name: name == source)
     looks = {name: looks[name] if name == source else looks[name].faint() for name in in_front}
-    found = _tests(table[table["source"] == source], downstream, fraction, margins)
+    runs, found = _of_enough_seeds(runs, _tests(table[table["source"] == source], downstream, fraction, margins))
     figure = Picture(figsize=(10.5, 4.1))  # laid out by hand, which takes half the time: the explorer waits for it
     place = {"left": 0.055, "right": 0.99, "bottom": 0.42, "top": 0.94, "wspace": 0.22}
     for panel, (criterion, column) in zip(figure.subplots(1, len(CRITERIA), gridspec_kw=place), CRITERIA.items()):
@@ -247,6 +248,17 @@ def _tests(table: pd.DataFrame, downstream: str, fraction: float, margins: Margi
     """`verdict.tests` of one task and fraction, failed runs counted; no rows where nothing can be judged."""
     here = (table["downstream"] == downstream) & (table["fraction"] == fraction)
     return verdict.tests(table[here | (table["stage"] == "imp")], margins)
+
+
+def _of_enough_seeds(runs: pd.DataFrame, found: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Without the tickets that fewer than half of a source's seeds have, which are not in the verdict's sequence: one
+    more seed of one ticket is no curve."""
+    seeds = runs.groupby(["source", "round"])["seed"].transform("nunique")
+    runs = runs[2 * seeds >= seeds.groupby(runs["source"]).transform("max")]
+    if found.empty:  # nothing can be judged yet
+        return runs, found
+    tried = found["pairs"] + found["failed"]
+    return runs, found[2 * tried >= tried.groupby(found["source"]).transform("max")]
 
 
 def _curves(

@@ -454,6 +454,7 @@ export function mount(root, data) {
 
   let limits; // by source and round: on the grid, 0 for wrong without an attack, GRID + 1 for never; null: not known yet
   let timer = 0;
+  const blank = () => state.x.every((value) => value === 0);
   const tell = (index) => (index == null ? "..." : index > GRID ? "above 0.40" : strength(index));
   const asked = (net, x, label) => label ?? argmax(net.logits(x));
 
@@ -465,6 +466,7 @@ export function mount(root, data) {
 
   /** Goes up the grid for one ticket after the other, the shown ones first; gives way to the page every few ms. */
   function search() {
+    if (blank()) return;
     const until = performance.now() + 12;
     while (performance.now() < until) {
       if (!search.state) {
@@ -493,6 +495,7 @@ export function mount(root, data) {
   }
 
   function showLimits(s) {
+    if (blank()) return cards[s].limits.replaceChildren("\u00a0");
     const [own, all] = [limits[s][state.round], limits[s]];
     const first = all.findIndex((index) => index != null && index <= state.eps);
     const known = all.slice(0, first < 0 ? rounds.length : first).every((index) => index != null);
@@ -509,7 +512,6 @@ export function mount(root, data) {
 
   function answer(s) {
     const [card, net] = [cards[s], network(s, state.round)];
-    const blank = state.x.every((value) => value === 0);
     const clean = net.logits(state.x);
     const label = state.label ?? argmax(clean);
     let [index, adv] = [state.eps, attacked(net, state.x, label, state.eps)];
@@ -520,8 +522,8 @@ export function mount(root, data) {
     const [before, after] = [softmax(clean), softmax(net.logits(adv))];
     const said = argmax(after);
     const holds = said === label;
-    card.node.classList.toggle("pg-fallen", !holds && !blank);
-    card.pill.textContent = blank ? "…" : `${holds ? "✓ still" : "✗ now"} ${classes[said]}`;
+    card.node.classList.toggle("pg-fallen", !holds && !blank());
+    card.pill.textContent = blank() ? "…" : `${holds ? "✓ still" : "✗ now"} ${classes[said]}`;
     card.rows.forEach((row, c) => {
       row.before.style.width = `${100 * before[c]}%`;
       row.after.style.width = `${100 * after[c]}%`;
@@ -577,11 +579,10 @@ export function mount(root, data) {
     [epsText.value, roundText.value] = [strength(state.eps), `${sparsity} (round ${rounds[state.round]})`];
     eps.setAttribute("aria-valuetext", epsText.value);
     round.setAttribute("aria-valuetext", roundText.value);
-    const blank = state.x.every((value) => value === 0);
-    const words = blank
+    const words = blank()
       ? `Draw a ${classes.slice(0, -1).join(", ")} or ${classes.at(-1)}.`
       : `At sparsity ${sparsity} and eps ${strength(state.eps)}:`;
-    headline.replaceChildren(make("span", {}, words), ...(blank ? [] : told));
+    headline.replaceChildren(make("span", {}, words), ...(blank() ? [] : told));
     root.dataset.milliseconds = (performance.now() - before).toFixed(1);
   }
 

@@ -68,7 +68,7 @@ mount(document.getElementById("playground"), JSON.parse(document.getElementById(
 
 def runs(folder: Folder, regime: str = "adversarial", seed: int = 0) -> list[Run]:
     """The transfers that the playground shows, source by source, each from the dense network to the sparsest ticket: of
-    the preset's rounds, and of those that are in the table too and whose tickets are on disk.
+    the preset's rounds, and of those that the table has of every source and whose tickets are on disk.
 
     Raises:
         DwlthError: for a regime that the preset does not have, and for a preset of another network than `digits`.
@@ -86,8 +86,10 @@ def runs(folder: Folder, regime: str = "adversarial", seed: int = 0) -> list[Run
     rounds = set(preset.rounds)
     if folder.table.exists():
         table = read_table(folder.table).query("stage == 'transfer' and method == 'imp' and regime == @regime")
+        table = table.query("fraction == 1 and seed == @seed and downstream == @first.downstream")
+        of_all = table.groupby("round")["source"].nunique() == len(sources)
         tickets = lambda k: [folder.ticket(replace(first, source=source, round=k)) for source in sources]
-        rounds |= {k for k in table["round"].astype(int) if all(path.exists() for path in tickets(k))}
+        rounds |= {int(k) for k in of_all.index[of_all] if all(path.exists() for path in tickets(int(k)))}
     return [replace(first, source=source, round=k) for source in sources for k in sorted(rounds)]
 
 

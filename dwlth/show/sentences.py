@@ -38,7 +38,7 @@ def banner(folder: Folder, table: pd.DataFrame | None, kit: Path = KIT) -> Sente
         seeds, runs = table["seed"].nunique(), len(table)
         many = f"{seeds} seed{'s' * (seeds != 1)}, {runs:,} run{'s' * (runs != 1)}"
         text = f"**These are the results in `{folder.path}`: {many}.**"
-        text += f" They are those {own}." if own else ""
+        text += f" They are those {own}. What you train here is added to them." if own else ""
     for root, whose in known.items():
         if whose != own and (root / folder.preset.name / "table.csv").exists():
             where = Path(os.path.relpath(root)).as_posix()

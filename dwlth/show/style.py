@@ -159,11 +159,12 @@ def ticks(sparsity: Mapping[int, float]) -> tuple[list[int], list[str]]:
 
 
 def legend(figure: Figure, *columns: Sequence[Artist], place: str = "outside lower center") -> None:
-    """A legend of these columns, below the panels."""
+    """A legend of these columns, below the panels. Columns of one entry each are a row, or several of up to four."""
     rows = max(map(len, columns))
     blank = Line2D([], [], linestyle="none", label=" ")
     handles = [handle for column in columns if column for handle in [*column, *[blank] * (rows - len(column))]]
-    figure.legend(handles=handles, loc=place, ncols=len(handles) // rows)
+    count = len(handles) // rows
+    figure.legend(handles=handles, loc=place, ncols=math.ceil(count / math.ceil(count / 4)) if rows == 1 else count)
 
 
 def interval(values: pd.Series) -> tuple[float, float]:
