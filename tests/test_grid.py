@@ -288,6 +288,18 @@ def test_an_imported_ticket_is_neither_trained_nor_overwritten(small, tmp_path):
     assert folder.ticket(first.pruned).read_bytes() == before
 
 
+@pytest.mark.parametrize(("rounds", "trained"), [((0, 5), []), ((0, 2, 5), [0, 1]), ((0, 5, 7), [5, 6])])
+def test_rounds_that_lead_to_nothing_but_an_imported_ticket_are_not_done(rounds, trained, tmp_path, monkeypatch):
+    brought = Run("imp", "standard", 0, 4)
+    monkeypatch.setattr(Folder, "imported", lambda folder, run: run == brought)
+    monkeypatch.setattr(Folder, "has", lambda folder, run: run == brought)
+    folder = Folder(replace(presets.get("digits"), rounds=rounds, seeds=1), tmp_path)
+    for runs in (folder.preset.grid(), [run for run in folder.preset.grid() if run.stage == "transfer"]):
+        todo = [run for run in grid.left(folder, runs) if run.stage == "imp"]
+        assert [run.round for run in todo if run.source == "standard"] == trained
+        assert [run.round for run in todo if run.source == "adversarial"] == [*range(max(rounds))]
+
+
 def test_processes_end_their_own_workers_alone():
     import multiprocessing
     import time

@@ -3,6 +3,8 @@
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -330,6 +332,20 @@ def test_workers_stay_and_an_epoch_can_be_left(streamed):
         pass
     assert same(collect(split, seed=0, size=2), whole)
     assert [worker.pid for worker in split._loader._iterator._workers] == workers
+
+
+def test_a_process_that_a_fault_ends_within_an_epoch_does_end(streamed, tmp_path):
+    """Its workers heed no signal, and Python waits for them."""
+    code = f"""import sys, torch
+from dwlth.data import Augment, load
+if __name__ == "__main__":
+    train = load({f"folder:{tmp_path}"!r}).train
+    for batch in train.batches(4, torch.Generator().manual_seed(0), Augment("resized", size=16, resize=18)):
+        raise RuntimeError("CUDA out of memory")
+"""
+    (tmp_path / "fault.py").write_text(code)
+    ended = subprocess.run([sys.executable, tmp_path / "fault.py"], capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 1 and ended.stderr.rstrip().endswith("RuntimeError: CUDA out of memory")
 
 
 def test_a_signal_to_the_whole_group_ends_no_worker(streamed):

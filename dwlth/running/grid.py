@@ -53,7 +53,17 @@ def left(folder: Folder, runs: Iterable[Run], files: bool = False) -> list[Run]:
     done, runs, preset = folder.done(), list(runs), folder.preset
     wanted: set[Run] = set()
     queue = [run for run in runs if preset.run_id(run) not in done or (files and not folder.has(run))]
-    queue = [run for run in queue if not folder.imported(run)]
+    brought = [run for run in queue if folder.imported(run)]
+    read = [found_by for run in runs if (found_by := run.downstream and run.found_by)]
+    chain = lambda run: (run.source, run.seed, run.method)
+
+    def idle(run: Run) -> bool:
+        """Whether a round leads to nothing but a ticket that was brought."""
+        later = [other.round for other in brought if chain(other) == chain(run) and other.round >= run.round]
+        needed = (of for of in read if chain(of) == chain(run) and run.round <= of.round)
+        return bool(later and read) and all(of.round >= min(later) for of in needed)
+
+    queue = [run for run in queue if run not in brought and not (run.stage == "imp" and idle(run))]
     while queue:
         run = queue.pop()
         if run not in wanted:
