@@ -168,10 +168,8 @@ class Streamed:
             generator=torch.Generator(),  # else it would draw from the global one
             worker_init_fn=_leave_signals,
         )
-        if self.workers:
-            atexit.register(
-                _end, weakref.ref(iter(loader))
-            )  # iter starts them; what is registered last is called first
+        if self.workers:  # iter starts them, and registers what waits for them; what is registered last is called first
+            atexit.register(_end, weakref.ref(iter(loader)))
         return loader
 
 
