@@ -65,8 +65,7 @@ def evaluate(
     """
     device, ra = split.labels.device, None
     folded = fold(model, next(iter(split.batches(8, augment=augment)))[0])
-    # no class where the logits are NaN, whose argmax is 0
-    classes = lambda x: (logits := folded(x)).argmax(1).where(~logits.isnan().any(1), -1)
+    classes = lambda x: (logits := folded(x)).argmax(1).where(~logits.isnan().any(1), -1)  # NaN's argmax is 0
     with torch.no_grad(), precision_of(precision, device):
         right, robust = torch.zeros(len(split), dtype=torch.long, device=device), torch.zeros_like(split.labels[:1])
         for i, (x, y) in _share(split, batch_size, augment):

@@ -68,10 +68,7 @@ class Mask(dict[str, Tensor]):
             raise DwlthError(f"mask and {what} differ: {odd} is in one and not in the other")
         for name, tensor in found.items():
             if tensor.shape != self[name].shape:
-                raise DwlthError(
-                    f"mask and {what} differ at {name}: the mask has {list(self[name].shape)}, "
-                    f"the {what} {list(tensor.shape)}"
-                )
+                raise DwlthError(f"mask and {what} differ at {name}: {list(self[name].shape)} and {list(tensor.shape)}")
 
 
 def prunable(net: nn.Module) -> dict[str, nn.Parameter]:

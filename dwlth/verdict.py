@@ -318,11 +318,15 @@ def _answer(names: list[str], limits: np.ndarray, pairs: int, level: float, *of:
     return "undecided", f"{names[last]} {mean[last]:+.1f} ± {mean[last] - low[last]:.1f}; {seeds} seeds would decide"
 
 
+def enough(seeds: pd.Series, of: pd.Series | list[pd.Series]) -> pd.Series:
+    """Whether tickets have half of the seeds or more that the ticket of their group with the most of them has."""
+    return 2 * seeds >= seeds.groupby(of).transform("max")
+
+
 def _in_sequence(found: pd.DataFrame) -> pd.Series:
     """For each ticket, whether it is part of the sequence, and all less sparse ones of its group are double-win."""
     keys = [found[key] for key in ("downstream", "fraction", "source")]
-    tried = found["pairs"] + found["failed"]
-    part = 2 * tried >= tried.groupby(keys).transform("max")
+    part = enough(found["pairs"] + found["failed"], keys)
     wins = (found["answer"] == "double-win") | ~part
     return part & wins.groupby(keys).transform(lambda of: of.shift(fill_value=True).cummin()).astype(bool)
 

@@ -327,6 +327,18 @@ def test_a_file_that_is_not_what_it_should_be_is_set_aside(copy, content, kind, 
     assert science(results.table).equals(science(folder(road[0], tiny).table))
 
 
+def test_the_verdict_is_said_where_no_figure_can_be_written(copy, capsys, monkeypatch):
+    _, _, args = copy
+
+    def refuse(*_):
+        raise OSError(30, "Read-only file system", "figures")
+
+    monkeypatch.setattr("dwlth.interface.commands._draw", refuse)
+    assert main(["run", *args, *ONE]) == 2
+    said = capsys.readouterr()
+    assert "Double-win tickets exist" in said.out and "read-only file system" in said.err.lower()
+
+
 def test_a_damaged_file_costs_what_reads_it_alone(copy, capsys):
     results, _, args = copy
     path = results.source(Run("pretrain", "adversarial", 0))

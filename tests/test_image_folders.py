@@ -334,6 +334,16 @@ def test_workers_stay_and_an_epoch_can_be_left(streamed):
     assert [worker.pid for worker in split._loader._iterator._workers] == workers
 
 
+@pytest.mark.parametrize(
+    ("cores", "processes", "workers"), [(1, 1, 1), (12, 1, 12), (64, 8, 8), (64, 1, 16), (2, 8, 1)]
+)
+def test_decoders_share_the_cores_and_their_memory_is_bounded(cores, processes, workers, streamed, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    assert Streamed(streamed.paths, streamed.labels).workers == workers
+    assert streamed._loader.prefetch_factor == 1  # batch
+
+
 def test_a_process_that_a_fault_ends_within_an_epoch_does_end(streamed, tmp_path):
     """Its workers heed no signal, and Python waits for them."""
     code = f"""import sys, torch

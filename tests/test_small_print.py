@@ -524,6 +524,16 @@ def test_results_on_digits_in_the_readme_are_those_of_its_table():
     assert f"but {-of['standard']['sa']:.1f} points less SA" in section
 
 
+def test_the_speeds_that_are_said_first_are_those_of_the_page_s_table():
+    page = (ROOT / "docs" / "performance.md").read_text()
+    of = lambda row: float(re.search(rf"^\| {row}[^|]*\|[^|]*\| ([\d.]+) \|", page, re.M)[1])
+    step, speed = of("time of a step over that of its bare passes"), of("PGD-20 evaluation: ours in bfloat16")
+    words = " ".join(page.split())
+    assert f"takes {100 * (step - 1):.0f} % more time than its forward and backward passes alone." in words
+    assert f"**{speed:.1f} times** as fast as the faster of torchattacks and foolbox" in words
+    assert f"PGD-20 evaluation is {speed:.1f} times as fast as the faster of torchattacks and foolbox" in TEXT
+
+
 def test_conda_has_what_the_extras_have():
     tomllib = pytest.importorskip("tomllib")  # Python 3.11
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

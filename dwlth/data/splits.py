@@ -12,7 +12,7 @@ import platform
 import signal
 import weakref
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 
 import numpy as np
@@ -91,6 +91,14 @@ def _keep_memory() -> None:
         libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: ... nor given back at the end of the heap, below 2 GiB
 
 
+def _decoders() -> int:
+    """As many workers as a process has cores, up to 16 (our choice): each keeps one batch in shared memory, which is
+    308 MB for 2,048 images."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # torchrun's processes on this machine
+    return min(max(1, cores // here), 16)
+
+
 @dataclass(frozen=True, eq=False)
 class Streamed:
     """Image files and their labels (int64 [N]): a `Split` for images that are large or of many sizes.
@@ -101,15 +109,7 @@ class Streamed:
 
     paths: np.ndarray  # of str; a list would be copied into every worker, bit by bit, as its counts are touched
     labels: Tensor
-    workers: int = min(
-        max(
-            1,
-            (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-            // int(os.environ.get("LOCAL_WORLD_SIZE", 1)),  # torchrun's processes on this machine
-        ),
-        16,
-    )
-    """As many as cores, up to 16 (our choice). Each has one batch ready in shared memory: 308 MB of 2,048 images."""
+    workers: int = field(default_factory=_decoders)
 
     def __len__(self) -> int:
         return len(self.labels)

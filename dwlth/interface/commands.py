@@ -159,7 +159,7 @@ def run(args) -> int:
     ends = _do(args, *_select(args))
     folder = _folder(args)
     with contextlib.suppress(NotYet):
-        folder.collect()  # what is done is in the table, also where a signal ended it
+        table = folder.collect()  # what is done is in the table, also where a signal ended it
         if ends in STOPPED.values():
             return ends
         changed = [
@@ -167,7 +167,7 @@ def run(args) -> int:
         ]  # one's own is known here alone
         verdict = settings.command("verdict", args.preset, changed, **_places(args))
         with contextlib.suppress(NotYet):  # no ticket to judge
-            print(report.screen(folder.collect(), folder, verdict))
+            print(report.screen(table, folder, verdict))
             if line := machine.activation():
                 print(f"First, once in this shell, so that it finds this python: {line}")
         _draw(folder)

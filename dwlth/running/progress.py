@@ -62,7 +62,7 @@ class Lines:
         self.said = time.monotonic()
         took = self.said - self.began
         left = took * (self.total - self.done) / self.done if self.done else 0
-        words = [f"{100 * self.done // self.total:3} %", self.postfix, f"{duration(took)} so far" if took > 1 else ""]
+        words = [f"{100 * self.done // self.total:3} %", self.postfix, f"{duration(took)} so far"]
         words += [f"about {duration(left)} left" if left else "", more]
         print(", ".join(filter(None, words)), file=sys.stderr, flush=True)
 

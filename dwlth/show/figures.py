@@ -253,12 +253,10 @@ def _tests(table: pd.DataFrame, downstream: str, fraction: float, margins: Margi
 def _of_enough_seeds(runs: pd.DataFrame, found: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Without the tickets that fewer than half of a source's seeds have, which are not in the verdict's sequence: one
     more seed of one ticket is no curve."""
-    seeds = runs.groupby(["source", "round"])["seed"].transform("nunique")
-    runs = runs[2 * seeds >= seeds.groupby(runs["source"]).transform("max")]
+    runs = runs[verdict.enough(runs.groupby(["source", "round"])["seed"].transform("nunique"), runs["source"])]
     if found.empty:  # nothing can be judged yet
         return runs, found
-    tried = found["pairs"] + found["failed"]
-    return runs, found[2 * tried >= tried.groupby(found["source"]).transform("max")]
+    return runs, found[verdict.enough(found["pairs"] + found["failed"], found["source"])]
 
 
 def _curves(
